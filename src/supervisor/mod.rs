@@ -1,0 +1,3 @@
+//! The life of the container: `lifecycle` decides, `run` acts.
+
+pub mod lifecycle;

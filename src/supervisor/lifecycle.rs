@@ -209,8 +209,7 @@ enum RecoveryStep {
 }
 
 /// The name of the state, as `status` shows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StateName {
     Starting,
     Serving,
@@ -218,6 +217,20 @@ pub enum StateName {
     Recovering,
     Stopping,
     Stopped,
+}
+
+impl StateName {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Serving => "serving",
+            Self::Reloading => "reloading",
+            Self::Recovering => "recovering",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -229,6 +242,7 @@ pub struct Lifecycle {
     newest: GenerationId,
     crashes: u32,
     crashes_in_a_row: u32,
+    stop_deadline: Option<Instant>,
     /// What the operator wants, and what the serving generation was last told.
     pause_wanted: bool,
     paused: bool,
@@ -246,6 +260,7 @@ impl Lifecycle {
             newest: id,
             crashes: 0,
             crashes_in_a_row: 0,
+            stop_deadline: None,
             pause_wanted: false,
             paused: false,
         };
@@ -290,10 +305,7 @@ impl Lifecycle {
     /// When the stop must be over, once one was asked for.
     #[must_use]
     pub fn stop_deadline(&self) -> Option<Instant> {
-        match self.state {
-            State::Stopping { deadline, .. } => Some(deadline),
-            _ => None,
-        }
+        self.stop_deadline
     }
 
     #[must_use]
@@ -742,6 +754,7 @@ impl Lifecycle {
         self.refuse_reloads(actions);
         let deadline = now + self.limits.stop;
         self.state = State::Stopping { deadline, status };
+        self.stop_deadline = Some(deadline);
         actions.push(Action::StopIntercepting);
         deadline
     }

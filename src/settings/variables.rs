@@ -115,7 +115,7 @@ const NOT_YET: [&str; 4] = [
     "HAPROXY_DISCOVERY",
 ];
 
-/// `HAProxy`'s own: set by it for its children and checks, or by its official image.
+/// HAProxy's own: set by it for its children and checks, or by its official image.
 const HAPROXYS: [&str; 31] = [
     "HAPROXY_BRANCH",
     "HAPROXY_CFGFILES",
@@ -171,7 +171,7 @@ struct Texts {
 }
 
 impl Settings {
-    /// Reads the settings out of an environment. `usable` says whether a path will do as `HAProxy`'s
+    /// Reads the settings out of an environment. `usable` says whether a path will do as HAProxy's
     /// configuration, or why not.
     pub fn from_variables(
         variables: impl IntoIterator<Item = (OsString, OsString)>,

@@ -451,6 +451,28 @@ mod tests {
     }
 
     #[test]
+    fn what_a_generation_is_started_with_is_read_back_as_it_was_meant() {
+        for line in [
+            "",
+            "-L me",
+            "-n 5 -V",
+            "-dt h1 -q",
+            "-Z new value -m 9",
+            "-C -f",
+        ] {
+            let (files, rest) = (["/a.cfg".into(), "-odd".into()], split(line));
+            let argv = command(Path::new("h"), Path::new("/run/f"), &files, &rest, None);
+            let parsed = HaproxyArguments::parse(&argv[1..]).unwrap();
+            assert_eq!(
+                parsed.files,
+                ["/run/f", "/a.cfg", "-odd"].map(PathBuf::from),
+                "{line}"
+            );
+            assert_eq!(parsed.rest, rest, "{line}");
+        }
+    }
+
+    #[test]
     fn the_real_haproxy_reads_the_fragment_before_files_and_directories() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);

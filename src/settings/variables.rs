@@ -183,6 +183,11 @@ impl Settings {
             .from_iter(set)
             .expect("each field is an optional text and each name is there once");
         let settings = reader.settings(&texts, usable);
+        if settings.transparent == Transparent::Off && !settings.intercept.is_empty() {
+            let reason = format!("{}=off rules it out", TRANSPARENT.name);
+            let text = texts.intercept.unwrap_or_default();
+            reader.mistake(&INTERCEPT, &text, reason);
+        }
         if settings.pids != Predecessors::None {
             reader.warn(PIDS.name, "this version does not take over from other processes yet; nothing is signalled and nothing is taken over");
         }
@@ -542,6 +547,19 @@ mod tests {
             assert_eq!(mistakes[0].value, value);
             assert!(mistakes[0].to_string().contains(reason), "{}", mistakes[0]);
         }
+    }
+
+    #[test]
+    fn an_intercept_without_transparent_proxying_is_a_contradiction() {
+        let off = ("HAPROXY_TRANSPARENT", "off");
+        let text = read(&[off, ("HAPROXY_INTERCEPT", "80:8080")])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            text.contains("HAPROXY_TRANSPARENT=off rules it out"),
+            "{text}"
+        );
+        assert!(read(&[off]).is_ok());
     }
 
     #[test]

@@ -92,4 +92,40 @@ mod tests {
             assert_eq!(words(line), *expected, "{line:?}");
         }
     }
+
+    /// Any word, written so that HAProxy would read it back.
+    fn escaped(word: &str) -> String {
+        let escape = |c: char| match c {
+            ' ' | '\\' | '#' | '\'' | '"' => format!("\\{c}"),
+            '\t' => "\\t".to_owned(),
+            other => other.to_string(),
+        };
+        word.chars().map(escape).collect()
+    }
+
+    #[test]
+    fn any_word_that_is_escaped_is_read_back() {
+        let alphabet = [
+            ' ', '\\', '#', '\'', '"', '\t', '$', '{', 'x', 'n', '4', 'é',
+        ];
+        for seed in 0..10_000_usize {
+            let letters = |from: usize| {
+                let mut left = seed * 31 + from;
+                std::iter::from_fn(move || {
+                    let letter = alphabet[left % alphabet.len()];
+                    left /= alphabet.len();
+                    (left > 0).then_some(letter)
+                })
+                .collect::<String>()
+            };
+            let expected = [
+                format!("a{}", letters(7)),
+                format!("b{}", letters(1_000_003)),
+            ];
+            let line = format!("{}\t {}", escaped(&expected[0]), escaped(&expected[1]));
+            assert_eq!(words(&line), expected, "{line:?}");
+            // Unescaped it may mean anything, but it must mean something.
+            let _ = words(&expected[1]);
+        }
+    }
 }

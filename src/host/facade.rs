@@ -120,7 +120,8 @@ impl Host {
     }
 
     /// Already off is not an error.
-    pub async fn intercept_off(&mut self) -> Result<(), TearDownError> {
+    pub async fn intercept_off(&mut self, until: Instant) -> Result<(), TearDownError> {
+        self.kernel.finish_by(until);
         collected(self.interception.roll_back(&mut self.kernel).await)
     }
 

@@ -179,7 +179,8 @@ enum State {
     Recovering(Recovery),
     /// `status` is what the container ends with.
     Stopping {
-        deadline: Instant,
+        /// What was killed and is still not gone by then is the kernel's to keep.
+        give_up_at: Instant,
         status: u8,
     },
     Stopped,
@@ -333,7 +334,7 @@ impl Lifecycle {
                 step: RecoveryStep::Waiting { until },
                 ..
             }) => Some(until),
-            State::Stopping { deadline, .. } => Some(self.give_up_at(deadline)),
+            State::Stopping { give_up_at, .. } => Some(give_up_at),
             _ => None,
         };
         self.generations
@@ -750,13 +751,12 @@ impl Lifecycle {
         self.give_back_if_empty(actions);
     }
 
-    fn begin_stopping(&mut self, now: Instant, status: u8, actions: &mut Vec<Action>) -> Instant {
+    fn begin_stopping(&mut self, now: Instant, status: u8, actions: &mut Vec<Action>) {
         self.refuse_reloads(actions);
-        let deadline = now + self.limits.stop;
-        self.state = State::Stopping { deadline, status };
-        self.stop_deadline = Some(deadline);
+        let give_up_at = now + self.limits.stop.saturating_sub(self.limits.reserve() / 2);
+        self.state = State::Stopping { give_up_at, status };
+        self.stop_deadline = Some(now + self.limits.stop);
         actions.push(Action::StopIntercepting);
-        deadline
     }
 
     fn give_back_if_empty(&mut self, actions: &mut Vec<Action>) {
@@ -774,9 +774,9 @@ impl Lifecycle {
             State::Stopping { .. } => return self.end_all(now, actions),
             _ => {}
         }
-        let deadline = self.begin_stopping(now, 0, actions);
+        self.begin_stopping(now, 0, actions);
         match stop {
-            Stop::Graceful => self.drain_all(now, deadline, actions),
+            Stop::Graceful => self.drain_all(now, actions),
             Stop::Now => self.end_all(now, actions),
         }
         self.give_back_if_empty(actions);
@@ -804,8 +804,9 @@ impl Lifecycle {
         }
     }
 
-    fn drain_all(&mut self, now: Instant, deadline: Instant, actions: &mut Vec<Action>) {
-        let until = deadline - self.limits.reserve() - self.limits.stop_grace();
+    fn drain_all(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let rest = self.limits.reserve() + self.limits.stop_grace();
+        let until = now + self.limits.stop.saturating_sub(rest);
         let all: Vec<_> = self.generations.iter().map(|(id, g)| (*id, *g)).collect();
         for (id, generation) in all {
             match (generation.phase, generation.fate) {
@@ -854,17 +855,12 @@ impl Lifecycle {
                 lost,
                 ..
             }) if until <= now => self.recover(now, lost, false, actions),
-            // Killed and still not gone: the kernel holds it, and the host must be given back.
-            State::Stopping { deadline, status } if self.give_up_at(deadline) <= now => {
+            State::Stopping { give_up_at, status } if give_up_at <= now => {
                 self.generations.clear();
                 self.give_back(status, actions);
             }
             _ => {}
         }
-    }
-
-    fn give_up_at(&self, deadline: Instant) -> Instant {
-        deadline - self.limits.reserve() / 2
     }
 
     fn give_back(&mut self, status: u8, actions: &mut Vec<Action>) {

@@ -11,8 +11,13 @@ use signal_hook_tokio::SignalsInfo;
 
 use super::lifecycle::{Event, Stop};
 
-#[derive(Debug)]
 pub struct Signals(SignalsInfo);
+
+impl std::fmt::Debug for Signals {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Signals")
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heard {
@@ -28,7 +33,9 @@ impl Signals {
         let ours = [
             SIGHUP, SIGUSR2, SIGTERM, SIGUSR1, SIGINT, SIGQUIT, SIGTTOU, SIGTTIN, SIGCHLD,
         ];
-        SignalsInfo::new(ours).map(Self).context("subscribe to signals")
+        SignalsInfo::new(ours)
+            .map(Self)
+            .context("subscribe to signals")
     }
 
     pub async fn next(&mut self) -> Heard {

@@ -13,7 +13,10 @@ impl Supervisor {
     pub(super) fn health(&self) -> Answer {
         let state = self.lifecycle.state();
         let healthy = matches!(state, StateName::Serving | StateName::Reloading);
-        Answer::Health { healthy, state: state.as_str().to_owned() }
+        Answer::Health {
+            healthy,
+            state: state.as_str().to_owned(),
+        }
     }
 
     pub(super) fn status(&self) -> Status {
@@ -34,8 +37,18 @@ impl Supervisor {
     }
 
     fn host_items(&self) -> Vec<HostItem> {
-        let owned = self.host.as_ref().map(crate::host::Host::owned).unwrap_or_default();
-        owned.into_iter().map(|o| HostItem { what: o.what, undo: o.undo }).collect()
+        let owned = self
+            .host
+            .as_ref()
+            .map(crate::host::Host::owned)
+            .unwrap_or_default();
+        owned
+            .into_iter()
+            .map(|o| HostItem {
+                what: o.what,
+                undo: o.undo,
+            })
+            .collect()
     }
 
     fn generation_statuses(&self, clock: &Clock) -> Vec<GenerationStatus> {
@@ -61,8 +74,10 @@ impl Supervisor {
     }
 
     fn listener_statuses(&self) -> Vec<ListenerStatus> {
-        let Some(running) =
-            self.lifecycle.serving().and_then(|serving| self.generations.get(&serving))
+        let Some(running) = self
+            .lifecycle
+            .serving()
+            .and_then(|serving| self.generations.get(&serving))
         else {
             return Vec::new();
         };
@@ -80,8 +95,18 @@ impl Supervisor {
             .generations
             .values()
             .flat_map(|running| &running.listens)
-            .filter_map(|seen| seen.address.split(' ').next()?.rsplit_once(':')?.1.parse().ok());
-        listening.chain(self.identity.intercepted_ports.iter().copied()).collect()
+            .filter_map(|seen| {
+                seen.address
+                    .split(' ')
+                    .next()?
+                    .rsplit_once(':')?
+                    .1
+                    .parse()
+                    .ok()
+            });
+        listening
+            .chain(self.identity.intercepted_ports.iter().copied())
+            .collect()
     }
 }
 
@@ -101,7 +126,10 @@ struct Clock {
 
 impl Clock {
     fn now() -> Self {
-        Self { instant: Instant::now(), time: SystemTime::now() }
+        Self {
+            instant: Instant::now(),
+            time: SystemTime::now(),
+        }
     }
 
     fn at(&self, instant: Instant) -> String {

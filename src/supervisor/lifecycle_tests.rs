@@ -434,7 +434,9 @@ fn walk(seed: u64) {
     let mut now = Instant::now();
     let (mut lifecycle, first) = Lifecycle::start(now, limits);
     let mut world = World::default();
-    first.into_iter().for_each(|a| world.perform(a));
+    for action in first {
+        world.perform(action);
+    }
     let stops_at = 20 + dice.roll(200);
     let mut stop_began: Option<Instant> = None;
     for step in 0..2000 {

@@ -505,12 +505,11 @@ impl Supervisor {
 
     fn crashed(id: GenerationId, exit: Exit, in_a_row: u32, restart_in: Option<Duration>) {
         let generation = id.number();
-        match restart_in {
-            Some(wait) => error!(
-                generation, %exit, in_a_row, restart_in_ms = milliseconds(wait),
-                "HAProxy crashed; it is started again"
-            ),
-            None => error!(generation, %exit, in_a_row, "HAProxy crashed; ending"),
+        if let Some(wait) = restart_in {
+            let restart_in_ms = milliseconds(wait);
+            error!(generation, %exit, in_a_row, restart_in_ms, "HAProxy crashed; it is started again");
+        } else {
+            error!(generation, %exit, in_a_row, "HAProxy crashed; ending");
         }
     }
 

@@ -1,7 +1,12 @@
 //! The host's state before equals the state after, with the real iptables, rules and routes.
 //!
 //! Each test has a thread in a network namespace of its own; nothing here can touch the machine's.
-//! Needs root (or CAP_SYS_ADMIN and CAP_NET_ADMIN), the iptables programs, iproute2 and nft.
+//! Needs root (or the right to make a network namespace), the iptables programs, iproute2 and nft.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a helper that cannot go on fails the test"
+)]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,11 +29,11 @@ static ONCE: Once = Once::new();
 fn private_lock_file() {
     ONCE.call_once(|| {
         let file = std::env::temp_dir().join(format!("hapilot-test-{}.lock", std::process::id()));
-        // SAFETY: every test calls this first, and `call_once` makes the others wait.
         #[expect(
             unsafe_code,
             reason = "set once, before any test has read the environment"
         )]
+        // SAFETY: every test calls this first, and `call_once` makes the others wait.
         unsafe {
             std::env::set_var("XTABLES_LOCKFILE", file);
         }
@@ -59,6 +64,21 @@ where
     });
     if let Err(panic) = thread.join() {
         std::panic::resume_unwind(panic);
+    }
+}
+
+/// As if that instance had been killed. A child that another test is just forking holds our
+/// descriptors until it executes, so the name may live on for a moment.
+fn kill(lease: Lease, host: Option<Host>) {
+    let instance = lease.instance();
+    drop((lease, host));
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while lease::lives(instance).unwrap() {
+        assert!(
+            Instant::now() < deadline,
+            "somebody holds the lease of {instance}"
+        );
+        std::thread::yield_now();
     }
 }
 
@@ -338,10 +358,10 @@ async fn two_instances(program: Program) {
     assert_same(&both, &state());
     second.tear_down(soon()).await.unwrap();
     assert_same(&only_first, &state());
-    drop(second_lease);
+    kill(second_lease, None);
     let (third_lease, mut third) = set_up(&facts).await;
     first.tear_down(soon()).await.unwrap();
-    drop(first_lease);
+    kill(first_lease, None);
     // The first has set the sysctl; the third has adopted it and still needs it.
     let third_alone = state();
     assert_eq!(
@@ -388,7 +408,7 @@ fn two_instances_with_one_fixed_mark_and_table_share_the_route() {
             route.starts_with("local 203.0.113.9 dev lo table 100"),
             "{route}"
         );
-        drop(one);
+        kill(one, None);
         second.tear_down(soon()).await.unwrap();
         assert_same(&before, &state());
     });
@@ -449,7 +469,7 @@ async fn swept_at_every_step(program: Program, others: &str) {
         );
         assert_same(&left, &state());
         let instance = lease.instance();
-        drop(lease);
+        kill(lease, None);
         let told = sweep::dry_run(&facts).unwrap();
         assert_same(&left, &state());
         let swept = sweep::sweep(&facts).await.unwrap();
@@ -494,7 +514,7 @@ fn what_a_kill_leaves_in_the_middle_of_a_tear_down_is_swept() {
             for undo in undos.take(killed_after) {
                 kernel.undo(&undo).await.unwrap();
             }
-            drop(lease);
+            kill(lease, None);
             let swept = sweep::sweep(&facts).await.unwrap();
             assert!(swept.failures.is_empty(), "{:?}", swept.failures);
             assert_same(&before, &state());
@@ -507,7 +527,7 @@ fn a_dead_instance_of_the_other_program_is_swept_too() {
     in_netns(|| async {
         let before = state();
         let (lease, host) = set_up(&facts_for(Program::Legacy)).await;
-        drop((lease, host));
+        kill(lease, Some(host));
         let swept = sweep::sweep(&facts_for(Program::Nft)).await.unwrap();
         assert_eq!(swept.instances.len(), 1);
         assert_same(&before, &state());
@@ -521,7 +541,7 @@ fn the_sysctls_of_a_dead_instance_stay_while_a_living_one_needs_them() {
         let facts = facts();
         let (dead_lease, dead) = set_up(&facts).await;
         let (_lease, mut living) = set_up(&facts).await;
-        drop((dead_lease, dead));
+        kill(dead_lease, Some(dead));
         sweep::sweep(&facts).await.unwrap();
         assert_eq!(run("cat /proc/sys/net/ipv4/ip_nonlocal_bind"), "1\n");
         living.tear_down(soon()).await.unwrap();
@@ -572,8 +592,7 @@ fn a_lease_lives_as_long_as_it_is_held() {
         let instance = lease.instance();
         assert!(lease::lives(instance).unwrap());
         assert!(Lease::of(instance).unwrap().is_none());
-        drop(lease);
-        assert!(!lease::lives(instance).unwrap());
+        kill(lease, None);
         assert!(Lease::of(instance).unwrap().is_some());
     });
 }
@@ -631,5 +650,137 @@ fn a_plan_can_be_applied_once_only_because_a_second_fails_and_is_rolled_back() {
         assert!(format!("{error:#}").contains("-N HAPILOT-"), "{error:#}");
         assert_same(&once, &state());
         assert!(applied.roll_back(&mut kernel).await.is_empty());
+    });
+}
+
+/// As Docker does it: `/proc/sys` read-only, in a mount namespace of this thread's own.
+fn proc_sys_read_only() {
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    run(
+        "mount --make-rprivate / && mount --bind /proc/sys /proc/sys \
+         && mount -o remount,bind,ro /proc/sys",
+    );
+}
+
+#[test]
+fn where_proc_sys_is_read_only_there_is_a_warning_with_the_mount_and_the_rest_works() {
+    in_netns(|| async {
+        proc_sys_read_only();
+        let before = state();
+        let findings = preflight::look(&wanted());
+        assert_eq!(findings.transparent, []);
+        assert_eq!(findings.warnings.len(), 1, "{:?}", findings.warnings);
+        let told = findings.warnings[0].to_string();
+        for part in [
+            "-v /proc/sys/net/ipv4/ip_nonlocal_bind:/var/proc/sys/net/ipv4/ip_nonlocal_bind",
+            "sysctl -w net.ipv4.ip_nonlocal_bind=1",
+        ] {
+            assert!(told.contains(part), "{told}");
+        }
+        let (_lease, mut host) = set_up(&findings.facts).await;
+        assert!(
+            !host
+                .owned()
+                .iter()
+                .any(|owned| owned.what.contains("sysctl"))
+        );
+        host.tear_down(soon()).await.unwrap();
+        assert_same(&before, &state());
+    });
+}
+
+#[test]
+fn a_sysctl_that_is_mounted_elsewhere_is_written_there() {
+    in_netns(|| async {
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        run("mount --make-rprivate / && mount -t tmpfs none /var \
+             && mkdir -p /var/proc/sys/net/ipv4 /var/proc/sys/net/ipv6 \
+             && for v in ipv4 ipv6; do f=net/$v/ip_nonlocal_bind; touch /var/proc/sys/$f \
+             && mount --bind /proc/sys/$f /var/proc/sys/$f; done");
+        proc_sys_read_only();
+        let before = state();
+        let findings = preflight::look(&wanted());
+        assert_eq!(findings.warnings, []);
+        let (_lease, mut host) = set_up(&findings.facts).await;
+        assert_eq!(run("cat /proc/sys/net/ipv4/ip_nonlocal_bind"), "1\n");
+        assert_eq!(run("cat /proc/sys/net/ipv6/ip_nonlocal_bind"), "1\n");
+        host.tear_down(soon()).await.unwrap();
+        assert_same(&before, &state());
+    });
+}
+
+#[test]
+fn without_the_capability_that_alone_is_told_with_its_flag() {
+    in_netns(|| async {
+        let mut sets = rustix::thread::capabilities(None).unwrap();
+        sets.effective
+            .remove(rustix::thread::CapabilitySet::NET_ADMIN);
+        rustix::thread::set_capabilities(None, sets).unwrap();
+        let findings = preflight::look(&wanted());
+        assert_eq!(findings.transparent.len(), 1, "{:?}", findings.transparent);
+        assert!(findings.transparent[0].mend.contains("--cap-add=NET_ADMIN"));
+        assert_eq!((findings.problems, findings.facts.program), (vec![], None));
+    });
+}
+
+#[test]
+fn a_held_lock_of_the_legacy_program_ends_in_an_error_that_says_so() {
+    in_netns(|| async {
+        let facts = facts_for(Program::Legacy);
+        let before = state();
+        let (_lease, mut host) = set_up(&facts).await;
+        // The lock is every test's: held for as short as can be, while one call waits for it.
+        let file = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(std::env::var_os("XTABLES_LOCKFILE").unwrap())
+            .unwrap();
+        file.lock().unwrap();
+        let start = Instant::now();
+        let error = host
+            .tear_down(start + Duration::from_millis(500))
+            .await
+            .unwrap_err();
+        assert!(
+            start.elapsed() < Duration::from_secs(1),
+            "{:?}",
+            start.elapsed()
+        );
+        assert!(
+            error
+                .to_string()
+                .contains("iptables-legacy -t mangle -D PREROUTING"),
+            "{error}"
+        );
+        file.unlock().unwrap();
+        // The same again when the lock is free.
+        host.tear_down(soon()).await.unwrap();
+        assert_same(&before, &state());
+    });
+}
+
+#[test]
+fn zz_measure() {
+    in_netns(|| async {
+        for program in [Program::Nft, Program::Legacy] {
+            let t = Instant::now();
+            let facts = facts_for(program);
+            let t1 = t.elapsed();
+            let t = Instant::now();
+            sweep::sweep(&facts).await.unwrap();
+            let t2 = t.elapsed();
+            let t = Instant::now();
+            let (_l, mut host) = set_up(&facts).await;
+            let t3 = t.elapsed();
+            let t = Instant::now();
+            host.intercept_on().await.unwrap();
+            let t4 = t.elapsed();
+            let t = Instant::now();
+            host.tear_down(soon()).await.unwrap();
+            eprintln!(
+                "{program:?} preflight {t1:?} sweep {t2:?} set_up {t3:?} on {t4:?} down {:?}",
+                t.elapsed()
+            );
+        }
     });
 }

@@ -2,6 +2,11 @@
 //!
 //! A file of its own: a fake iptables stands before the real one in `PATH`, which is the process's.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a helper that cannot go on fails the test"
+)]
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -10,6 +15,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use hapilot::host::iptables::Iptables;
+use hapilot::host::lease::{self, Lease};
 use hapilot::host::plan::{Family, Place, Program};
 use hapilot::host::preflight::{self, Facts};
 use hapilot::host::{Host, Wanted, sweep};
@@ -42,8 +48,8 @@ fn fakes() -> &'static PathBuf {
         }
         let mut directories = vec![directory.clone()];
         directories.extend(std::env::split_paths(&path));
-        // SAFETY: every test has its turn and comes here before it does anything else.
         #[expect(unsafe_code, reason = "set once, before any test has read the environment")]
+        // SAFETY: every test has its turn and comes here before it does anything else.
         unsafe {
             std::env::set_var("PATH", std::env::join_paths(directories).unwrap());
             std::env::set_var("XTABLES_LOCKFILE", directory.join("lock"));
@@ -83,6 +89,21 @@ where
     drop(turn);
     if let Err(panic) = result {
         std::panic::resume_unwind(panic);
+    }
+}
+
+/// As if that instance had been killed. A child that another test is just forking holds our
+/// descriptors until it executes, so the name may live on for a moment.
+fn kill(lease: Lease, host: Option<Host>) {
+    let instance = lease.instance();
+    drop((lease, host));
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while lease::lives(instance).unwrap() {
+        assert!(
+            Instant::now() < deadline,
+            "somebody holds the lease of {instance}"
+        );
+        std::thread::yield_now();
     }
 }
 
@@ -134,7 +155,7 @@ fn a_call_that_hangs_is_ended_with_all_its_children() {
         tell("hang", "-D FORWARD");
         let mut iptables = Iptables::default();
         let start = Instant::now();
-        iptables.finish_by(start + Duration::from_millis(300));
+        iptables.finish_by(start + Duration::from_millis(600));
         let place = Place {
             program: Program::Nft,
             family: Family::V4,
@@ -148,6 +169,7 @@ fn a_call_that_hangs_is_ended_with_all_its_children() {
         );
         assert!(format!("{error:#}").contains("still running"), "{error:#}");
         nobody_sleeps();
+        iptables.finish_by(start);
         let error = iptables.delete(place, "FORWARD", "-j ACCEPT").unwrap_err();
         assert!(
             format!("{error:#}").contains("no time is left"),
@@ -212,7 +234,7 @@ fn a_tear_down_whose_every_call_hangs_ends_in_time_names_what_stays_and_a_sweep_
         );
         nobody_sleeps();
         tell("hang", "");
-        drop((host, lease));
+        kill(lease, Some(host));
         let swept = sweep::sweep(&facts).await.unwrap();
         assert!(swept.failures.is_empty(), "{:?}", swept.failures);
         assert_eq!(before, rules());
@@ -229,7 +251,7 @@ fn what_a_sweep_cannot_remove_is_named_and_the_record_stays_for_the_next() {
             .await
             .unwrap();
         let instance = lease.instance();
-        drop((host, lease));
+        kill(lease, Some(host));
         tell("refuse", "-D PREROUTING");
         let swept = sweep::sweep(&facts).await.unwrap();
         assert_eq!(swept.failures.len(), 2, "{:?}", swept.failures);

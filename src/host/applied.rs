@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use super::plan::{Step, Undo};
 
@@ -20,6 +20,17 @@ pub trait Kernel {
 
     /// Taking back what is gone already is not an error.
     async fn undo(&mut self, undo: &Undo) -> Result<()>;
+
+    /// Steps that fill chains of one place, all in one transaction or not at all. On failure each
+    /// is applied by itself, which also tells what is wrong.
+    async fn apply_together(&mut self, _steps: &[Step]) -> Result<()> {
+        bail!("not here")
+    }
+
+    /// The same for undos, given newest last.
+    async fn undo_together(&mut self, _undos: &[Undo]) -> Result<()> {
+        bail!("not here")
+    }
 }
 
 /// One thing that could not be taken back, and the command by which a person would.
@@ -47,15 +58,28 @@ impl Applied {
     /// names what could not be. `&mut self`: dropped half-way, it still knows what was done.
     pub async fn apply<K: Kernel>(&mut self, kernel: &mut K, steps: &[Step]) -> Result<()> {
         let before = self.undos.len();
-        for step in steps {
-            match kernel.apply(step).await {
-                Ok(undo) => self.undos.extend(undo),
-                Err(error) => {
-                    let error = error.context(step.to_string());
-                    let failures = self.roll_back_to(kernel, before).await;
-                    return Err(with_failures(&error, &failures));
-                }
+        for group in steps.chunk_by(|a, b| a.fills().is_some() && a.fills() == b.fills()) {
+            if let Err((step, error)) = self.apply_group(kernel, group).await {
+                let error = error.context(step.to_string());
+                let failures = self.roll_back_to(kernel, before).await;
+                return Err(with_failures(&error, &failures));
             }
+        }
+        Ok(())
+    }
+
+    async fn apply_group<'a, K: Kernel>(
+        &mut self,
+        kernel: &mut K,
+        group: &'a [Step],
+    ) -> Result<(), (&'a Step, anyhow::Error)> {
+        if group.len() > 1 && kernel.apply_together(group).await.is_ok() {
+            self.undos.extend(group.iter().filter_map(Step::undo));
+            return Ok(());
+        }
+        for step in group {
+            self.undos
+                .extend(kernel.apply(step).await.map_err(|error| (step, error))?);
         }
         Ok(())
     }
@@ -67,17 +91,36 @@ impl Applied {
 
     async fn roll_back_to<K: Kernel>(&mut self, kernel: &mut K, floor: usize) -> Vec<Failure> {
         let mut failures = Vec::new();
-        // An index instead of pop(): dropped half-way, nothing that is still in force is forgotten.
-        for at in (floor..self.undos.len()).rev() {
-            match kernel.undo(&self.undos[at]).await {
-                Ok(()) => drop(self.undos.remove(at)),
-                Err(error) => failures.push(Failure {
-                    undo: self.undos[at].clone(),
-                    error,
-                }),
+        let mut end = self.undos.len();
+        // Indices instead of pop(): dropped half-way, nothing that is still in force is forgotten.
+        while end > floor {
+            let group = self.last_group(floor, end);
+            let several = end - group > 1;
+            if several && kernel.undo_together(&self.undos[group..end]).await.is_ok() {
+                self.undos.drain(group..end);
+                end = group;
+                continue;
             }
+            for at in (group..end).rev() {
+                match kernel.undo(&self.undos[at]).await {
+                    Ok(()) => drop(self.undos.remove(at)),
+                    Err(error) => failures.push(Failure {
+                        undo: self.undos[at].clone(),
+                        error,
+                    }),
+                }
+            }
+            end = group;
         }
         failures
+    }
+
+    /// Where the undos begin that may be done together with the one before `end`.
+    fn last_group(&self, floor: usize, end: usize) -> usize {
+        let place = self.undos[end - 1].empties();
+        let alike = self.undos[floor..end - 1].iter().rev();
+        let alike = alike.take_while(|undo| place.is_some() && undo.empties() == place);
+        end - 1 - alike.count()
     }
 
     /// Oldest first.
@@ -106,7 +149,7 @@ mod tests {
     use std::future::pending;
     use std::time::Duration;
 
-    use anyhow::{Context, bail};
+    use anyhow::Context;
 
     use super::*;
     use crate::host::instance::Instance;
@@ -123,6 +166,9 @@ mod tests {
         refuses_call: Option<usize>,
         stuck_at_call: Option<usize>,
         refuses_undo: Option<String>,
+        /// How often it did several at once.
+        together: usize,
+        knows_together: bool,
     }
 
     impl Kernel for Pretend {
@@ -158,6 +204,26 @@ mod tests {
                 .remove(&undo.to_string())
                 .then_some(())
                 .context("it is not there")
+        }
+
+        async fn apply_together(&mut self, steps: &[Step]) -> Result<()> {
+            anyhow::ensure!(self.knows_together);
+            self.together += 1;
+            self.held.extend(
+                steps
+                    .iter()
+                    .filter_map(Step::undo)
+                    .map(|undo| undo.to_string()),
+            );
+            Ok(())
+        }
+
+        async fn undo_together(&mut self, undos: &[Undo]) -> Result<()> {
+            anyhow::ensure!(self.knows_together);
+            self.together += 1;
+            self.held
+                .retain(|held| undos.iter().all(|undo| undo.to_string() != *held));
+            Ok(())
         }
     }
 
@@ -301,5 +367,22 @@ mod tests {
         run(applied.apply(&mut kernel, &steps)).unwrap();
         assert!(run(applied.roll_back(&mut kernel)).is_empty());
         assert_eq!(kernel.held, theirs);
+    }
+
+    #[test]
+    fn the_chains_of_one_place_are_made_and_removed_together() {
+        let mut kernel = Pretend {
+            knows_together: true,
+            ..Pretend::default()
+        };
+        let mut applied = Applied::default();
+        run(applied.apply(&mut kernel, &all())).unwrap();
+        assert_eq!(
+            (kernel.together, applied.undos().len()),
+            (2, kernel.held.len())
+        );
+        assert!(run(applied.roll_back(&mut kernel)).is_empty());
+        assert_eq!((kernel.together, kernel.held), (4, BTreeSet::new()));
+        assert!(applied.is_empty());
     }
 }

@@ -62,6 +62,19 @@ impl Program {
         }
     }
 
+    /// Several changes in one transaction.
+    #[must_use]
+    pub fn restore_command(self, family: Family) -> &'static str {
+        match (self, family) {
+            (Self::Nft, Family::V4) => "iptables-nft-restore",
+            (Self::Nft, Family::V6) => "ip6tables-nft-restore",
+            (Self::Legacy, Family::V4) => "iptables-legacy-restore",
+            (Self::Legacy, Family::V6) => "ip6tables-legacy-restore",
+            (Self::Plain, Family::V4) => "iptables-restore",
+            (Self::Plain, Family::V6) => "ip6tables-restore",
+        }
+    }
+
     #[must_use]
     pub fn save_command(self, family: Family) -> &'static str {
         match (self, family) {
@@ -150,6 +163,15 @@ pub enum Undo {
 }
 
 impl Step {
+    /// Neighbours with the same place fill chains of ours: one transaction can do them all.
+    #[must_use]
+    pub fn fills(&self) -> Option<Place> {
+        match self {
+            Self::Chain { place, .. } | Self::Entry { place, .. } => Some(*place),
+            _ => None,
+        }
+    }
+
     /// `None`: it goes when something else goes.
     #[must_use]
     pub fn undo(&self) -> Option<Undo> {
@@ -165,6 +187,15 @@ impl Step {
 }
 
 impl Undo {
+    /// Neighbours with the same place remove chains of ours: one transaction can do them all.
+    #[must_use]
+    pub fn empties(&self) -> Option<Place> {
+        match self {
+            Self::RemoveChain { place, .. } => Some(*place),
+            _ => None,
+        }
+    }
+
     /// What is there, in a few words, for `hapilot status`.
     #[must_use]
     pub fn subject(&self) -> String {
@@ -285,9 +316,7 @@ impl Plan {
         let mut foundation = Vec::new();
         for &family in *families {
             foundation.extend(draft.diversion_chain(family));
-        }
-        if !intercept.is_empty() {
-            for &family in *families {
+            if !intercept.is_empty() {
                 foundation.extend(draft.interception_chain(family));
             }
         }

@@ -150,11 +150,11 @@ fn table_warning(picture: &Picture, table: TableId) -> Option<Problem> {
 mod tests {
     use super::*;
 
-    fn rule(priority: u32, mark: u32, mask: u32, table: u32) -> Rule {
+    fn rule(priority: u32, mark: u32, bits: u32, table: u32) -> Rule {
         Rule {
             priority,
             mark,
-            mask,
+            mask: bits,
             table,
             protocol: 0,
         }

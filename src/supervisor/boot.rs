@@ -37,6 +37,7 @@ pub const UNAVAILABLE: u8 = 69;
 pub const SOFTWARE: u8 = 70;
 
 const READY_LIMIT: Duration = Duration::from_secs(30);
+const HAND_OVER_LIMIT: Duration = Duration::from_secs(10);
 const GRACE: Duration = Duration::from_secs(5);
 const MOST_CRASHES_IN_A_ROW: u32 = 10;
 
@@ -76,22 +77,14 @@ impl Asked {
         match (settings, arguments) {
             (Ok((settings, warnings)), Ok(arguments)) => {
                 let source = source(&arguments, settings.config.as_deref(), Path::exists);
-                Ok(Self {
-                    settings,
-                    warnings,
-                    arguments,
-                    source,
-                })
+                Ok(Self { settings, warnings, arguments, source })
             }
             (settings, arguments) => {
                 let mut text = settings.err().map(|m| m.to_string()).unwrap_or_default();
                 for mistake in arguments.err().unwrap_or_default() {
                     let _ = write!(text, "\narguments for HAProxy: {mistake}");
                 }
-                Err(Refused {
-                    status: USAGE,
-                    text: text.trim_start().to_owned(),
-                })
+                Err(Refused { status: USAGE, text: text.trim_start().to_owned() })
             }
         }
     }
@@ -177,14 +170,12 @@ impl Survey {
 
     fn program(&self, configuration: Vec<PathBuf>) -> Program {
         let run_directory = PathBuf::from(RUN_DIRECTORY);
-        let configured = match (
-            &self.configuration.server_state_file,
-            &self.configuration.server_state_base,
-        ) {
-            (Some(file), Some(base)) => StateFile::Theirs(base.join(file)),
-            (Some(file), None) => StateFile::Theirs(file.clone()),
-            (None, _) => StateFile::Ours(run_directory.join("server-state")),
-        };
+        let configured =
+            match (&self.configuration.server_state_file, &self.configuration.server_state_base) {
+                (Some(file), Some(base)) => StateFile::Theirs(base.join(file)),
+                (Some(file), None) => StateFile::Theirs(file.clone()),
+                (None, _) => StateFile::Ours(run_directory.join("server-state")),
+            };
         Program {
             binary: self.installed.path.clone(),
             version: self.installed.build.version.to_string(),
@@ -199,14 +190,13 @@ impl Survey {
         let settings = &self.asked.settings;
         Limits {
             ready: READY_LIMIT,
+            hand_over: HAND_OVER_LIMIT,
             stop: settings.stop_deadline,
             drain: settings.drain_deadline,
             grace: GRACE,
             max_generations: settings.max_generations,
             on_crash: match settings.on_crash {
-                OnCrash::Restart => CrashPolicy::Restart {
-                    most_in_a_row: MOST_CRASHES_IN_A_ROW,
-                },
+                OnCrash::Restart => CrashPolicy::Restart { most_in_a_row: MOST_CRASHES_IN_A_ROW },
                 OnCrash::Exit => CrashPolicy::Exit,
             },
         }
@@ -216,14 +206,10 @@ impl Survey {
 /// What cannot work without transparent proxying, if anything.
 fn needs_transparent(asked: &Asked, configuration: &Configuration) -> Option<String> {
     if let Some(place) = configuration.transparent().next() {
-        return Some(format!(
-            "the configuration needs transparent proxying: {place}"
-        ));
+        return Some(format!("the configuration needs transparent proxying: {place}"));
     }
     let first = asked.settings.intercept.first()?;
-    Some(format!(
-        "HAPROXY_INTERCEPT={first} needs transparent proxying"
-    ))
+    Some(format!("HAPROXY_INTERCEPT={first} needs transparent proxying"))
 }
 
 fn refusal(status: u8, problems: &[Problem], because: Option<&str>) -> Refused {
@@ -244,11 +230,7 @@ fn refusal(status: u8, problems: &[Problem], because: Option<&str>) -> Refused {
 fn descriptor_limit() -> Option<u64> {
     let may_raise =
         capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_RESOURCE));
-    if may_raise {
-        None
-    } else {
-        getrlimit(Resource::Nofile).maximum
-    }
+    if may_raise { None } else { getrlimit(Resource::Nofile).maximum }
 }
 
 /// Supervises until the end; the answer is the exit status.
@@ -274,10 +256,7 @@ async fn boot(survey: Survey) -> Result<u8> {
     let configuration = match &survey.asked.source {
         Source::Paths(paths) => paths.clone(),
         Source::Embedded => {
-            vec![embedded::write(
-                Path::new(RUN_DIRECTORY),
-                &survey.asked.settings.ports,
-            )?]
+            vec![embedded::write(Path::new(RUN_DIRECTORY), &survey.asked.settings.ports)?]
         }
     };
     let program = survey.program(configuration);
@@ -295,12 +274,7 @@ async fn boot(survey: Survey) -> Result<u8> {
             .map(|intercept| intercept.from.number())
             .collect(),
     };
-    let setting = Setting {
-        program,
-        limits: survey.limits(),
-        host,
-        identity,
-    };
+    let setting = Setting { program, limits: survey.limits(), host, identity };
     let status = run(setting, signals, requests).await;
     // Given back last: until here, what we had on the host was not an orphan's.
     drop(lease);
@@ -309,11 +283,8 @@ async fn boot(survey: Survey) -> Result<u8> {
 }
 
 fn announce(survey: &Survey, program: &Program, instance: &str) {
-    let configuration: Vec<_> = program
-        .configuration
-        .iter()
-        .map(|path| path.display().to_string())
-        .collect();
+    let configuration: Vec<_> =
+        program.configuration.iter().map(|path| path.display().to_string()).collect();
     info!(
         instance,
         version = env!("CARGO_PKG_VERSION"),
@@ -322,13 +293,7 @@ fn announce(survey: &Survey, program: &Program, instance: &str) {
         "hapilot"
     );
     if survey.asked.source == Source::Embedded {
-        let ports: Vec<_> = survey
-            .asked
-            .settings
-            .ports
-            .iter()
-            .map(ToString::to_string)
-            .collect();
+        let ports: Vec<_> = survey.asked.settings.ports.iter().map(ToString::to_string).collect();
         info!(
             ports = ports.join(","),
             statistics = embedded::STATISTICS,
@@ -367,11 +332,7 @@ async fn set_up_host(survey: &Survey, lease: &crate::host::lease::Lease) -> Resu
     for warning in host.warnings() {
         warn!("{warning}");
     }
-    info!(
-        firewall = facts.why,
-        items = host.owned().len(),
-        "transparent proxying is set up"
-    );
+    info!(firewall = facts.why, items = host.owned().len(), "transparent proxying is set up");
     Ok(Some(host))
 }
 

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
-use super::lifecycle::{Action, Event, Lifecycle, Limits, Phase, Refusal, StateName};
+use super::lifecycle::{Action, Event, Lifecycle, Limits, Refusal, StateName};
 use super::reaper::reap;
 use super::signals::{Heard, Signals};
 use crate::control::protocol::{Answer, Request};
@@ -149,12 +149,7 @@ async fn until(wake_at: Option<Instant>) {
 
 impl Supervisor {
     fn new(setting: Setting) -> (Self, Vec<Action>) {
-        let Setting {
-            program,
-            limits,
-            host,
-            identity,
-        } = setting;
+        let Setting { program, limits, host, identity } = setting;
         let (lifecycle, first) = Lifecycle::start(Instant::now(), limits);
         let (messages, inbox) = mpsc::unbounded_channel();
         let supervisor = Self {
@@ -270,12 +265,7 @@ impl Supervisor {
                 Action::StopIntercepting => self.stop_intercepting().await,
                 Action::ReloadTaken { from, to } => self.reload_taken(from, to),
                 Action::ReloadRefused { id, why } => self.reload_refused(id, why),
-                Action::Crashed {
-                    id,
-                    exit,
-                    in_a_row,
-                    restart_in,
-                } => {
+                Action::Crashed { id, exit, in_a_row, restart_in } => {
                     Self::crashed(id, exit, in_a_row, restart_in);
                 }
                 Action::TearDown { status } => return Some(self.tear_down(status).await),
@@ -315,10 +305,7 @@ impl Supervisor {
             if let Some(file) = &program.state_file
                 && let Err(error) = save_server_state(&socket, file.path()).await
             {
-                warn!(
-                    generation = id.number(),
-                    "server state was not saved: {error:#}"
-                );
+                warn!(generation = id.number(), "server state was not saved: {error:#}");
             }
             let _ = messages.send(Message::Prepared { id, from });
         }));
@@ -338,10 +325,7 @@ impl Supervisor {
         match self.program.launch(id, socket.as_deref()) {
             Ok(launched) => self.launched(id, launched),
             Err(NotLaunched { exit, error }) => {
-                error!(
-                    generation = id.number(),
-                    "HAProxy could not be started: {error:#}"
-                );
+                error!(generation = id.number(), "HAProxy could not be started: {error:#}");
                 running.words.hear(&format!("{error:#}"));
                 self.send(Message::Event(Event::Exited(id, exit)));
             }
@@ -349,11 +333,7 @@ impl Supervisor {
     }
 
     fn launched(&mut self, id: GenerationId, launched: Launched) {
-        let Launched {
-            handle,
-            runtime_socket,
-            output,
-        } = launched;
+        let Launched { handle, runtime_socket, output } = launched;
         let Some(running) = self.generations.get_mut(&id) else {
             return;
         };
@@ -378,12 +358,7 @@ impl Supervisor {
         };
         let after = now.duration_since(running.launched_at);
         running.ready_after = Some(after);
-        info!(
-            generation = id.number(),
-            pid = running.pid,
-            ms = milliseconds(after),
-            "ready"
-        );
+        info!(generation = id.number(), pid = running.pid, ms = milliseconds(after), "ready");
         // A reload looks at them when it hands over.
         if self.lifecycle.state() == StateName::Reloading {
             return;
@@ -437,12 +412,10 @@ impl Supervisor {
     }
 
     fn child_ended(&mut self, pid: i32, exit: Exit) {
-        let found = self.generations.iter_mut().find(|(_, running)| {
-            running
-                .handle
-                .as_ref()
-                .is_some_and(|handle| handle.pid() == pid)
-        });
+        let found = self
+            .generations
+            .iter_mut()
+            .find(|(_, running)| running.handle.as_ref().is_some_and(|handle| handle.pid() == pid));
         let Some((&id, running)) = found else {
             debug!(pid, %exit, "reaped an orphan");
             return;
@@ -483,10 +456,7 @@ impl Supervisor {
 
     async fn tear_down(&mut self, status: u8) -> u8 {
         let limit = Instant::now() + HOST_LIMIT.min(self.limits.stop);
-        let until = self
-            .lifecycle
-            .stop_deadline()
-            .map_or(limit, |deadline| deadline.min(limit));
+        let until = self.lifecycle.stop_deadline().map_or(limit, |deadline| deadline.min(limit));
         let begin = Instant::now();
         let Some(host) = &mut self.host else {
             return status;
@@ -541,9 +511,7 @@ impl Supervisor {
         let mut receipt = self.receipt(id, Some(reason));
         let serving = self.lifecycle.serving();
         receipt.from_generation = serving.map(GenerationId::number);
-        receipt.from_pid = serving
-            .and_then(|id| self.generations.get(&id))
-            .and_then(Running::pid);
+        receipt.from_pid = serving.and_then(|id| self.generations.get(&id)).and_then(Running::pid);
         warn!("reload {receipt}");
         self.answer(id, receipt);
     }
@@ -572,14 +540,6 @@ impl Supervisor {
             let _ = answer.send(Answer::Reload(Box::new(receipt.clone())));
         }
         self.last_reload = Some(receipt);
-    }
-
-    pub(super) fn phase_of(phase: Phase) -> &'static str {
-        match phase {
-            Phase::Starting => "starting",
-            Phase::Serving => "serving",
-            Phase::Draining => "draining",
-        }
     }
 }
 

@@ -5,7 +5,8 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -238,8 +239,8 @@ pub async fn supervise(survey: Survey) -> u8 {
     match boot(survey).await {
         Ok(status) => status,
         Err(error) => {
-            error!("{error:#}");
-            SOFTWARE
+            error!("cannot start: {error:#}");
+            UNAVAILABLE
         }
     }
 }
@@ -253,6 +254,7 @@ async fn boot(survey: Survey) -> Result<u8> {
     make_run_directory(Path::new(RUN_DIRECTORY))?;
     let (asked, requests) = mpsc::unbounded_channel();
     let _control = Server::open(&Path::new(RUN_DIRECTORY).join(SOCKET), asked)?;
+    remove_leftovers(Path::new(RUN_DIRECTORY))?;
     let configuration = match &survey.asked.source {
         Source::Paths(paths) => paths.clone(),
         Source::Embedded => {
@@ -336,10 +338,26 @@ async fn set_up_host(survey: &Survey, lease: &crate::host::lease::Lease) -> Resu
     Ok(Some(host))
 }
 
+/// Ours alone, and without what a killed hapilot left in it.
 fn make_run_directory(path: &Path) -> Result<()> {
-    match fs::DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("make {}", path.display())),
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            return Err(error).with_context(|| format!("make {}", path.display()));
+        }
+        _ => {}
     }
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+        .with_context(|| format!("make {} private", path.display()))
+}
+
+/// Not before the control socket is ours: until then they may be another hapilot's.
+fn remove_leftovers(path: &Path) -> Result<()> {
+    for entry in fs::read_dir(path).with_context(|| format!("read {}", path.display()))? {
+        let entry = entry.with_context(|| format!("read {}", path.display()))?;
+        if entry.file_name().as_bytes().starts_with(b"generation-") {
+            let file = entry.path();
+            fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))?;
+        }
+    }
+    Ok(())
 }

@@ -3,8 +3,9 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::generations::Running;
 use super::lifecycle::StateName;
-use super::run::{Running, Supervisor};
+use super::run::Supervisor;
 use crate::control::protocol::{Answer, GenerationStatus, HostItem, ListenerStatus, Status};
 use crate::listeners::socket_table::{Connection, established};
 use crate::process::procfs::socket_inodes;

@@ -354,7 +354,7 @@ async fn two_instances(program: Program) {
     second.intercept_on().await.unwrap();
     // A sweep beside two that live removes nothing.
     let both = state();
-    assert!(sweep::sweep(&facts).await.unwrap().undone.is_empty());
+    assert!(sweep::sweep(&facts, None).await.unwrap().undone.is_empty());
     assert_same(&both, &state());
     second.tear_down(soon()).await.unwrap();
     assert_same(&only_first, &state());
@@ -464,15 +464,15 @@ async fn swept_at_every_step(program: Program, others: &str) {
         Applied::default().apply(&mut kernel, &steps).await.unwrap();
         let left = state();
         assert!(
-            sweep::sweep(&facts).await.unwrap().undone.is_empty(),
+            sweep::sweep(&facts, None).await.unwrap().undone.is_empty(),
             "it lives"
         );
         assert_same(&left, &state());
         let instance = lease.instance();
         kill(lease, None);
-        let told = sweep::dry_run(&facts).unwrap();
+        let told = sweep::dry_run(&facts, None).await.unwrap();
         assert_same(&left, &state());
-        let swept = sweep::sweep(&facts).await.unwrap();
+        let swept = sweep::sweep(&facts, None).await.unwrap();
         assert!(swept.failures.is_empty(), "{:?}", swept.failures);
         assert_eq!(swept.undone, told);
         let found = if killed_after == 0 {
@@ -515,7 +515,7 @@ fn what_a_kill_leaves_in_the_middle_of_a_tear_down_is_swept() {
                 kernel.undo(&undo).await.unwrap();
             }
             kill(lease, None);
-            let swept = sweep::sweep(&facts).await.unwrap();
+            let swept = sweep::sweep(&facts, None).await.unwrap();
             assert!(swept.failures.is_empty(), "{:?}", swept.failures);
             assert_same(&before, &state());
         }
@@ -528,8 +528,35 @@ fn a_dead_instance_of_the_other_program_is_swept_too() {
         let before = state();
         let (lease, host) = set_up(&facts_for(Program::Legacy)).await;
         kill(lease, Some(host));
-        let swept = sweep::sweep(&facts_for(Program::Nft)).await.unwrap();
+        let swept = sweep::sweep(&facts_for(Program::Nft), None).await.unwrap();
         assert_eq!(swept.instances.len(), 1);
+        assert_same(&before, &state());
+    });
+}
+
+#[test]
+fn rules_and_routes_whose_record_somebody_flushed_are_swept_once_nobody_can_own_them() {
+    in_netns(|| async {
+        run("ip rule add fwmark 0x4/0x4 lookup 77 priority 900 protocol 122");
+        run("ip route add blackhole default table 77");
+        run("ip rule add fwmark 0x8/0x8 lookup 78 priority 901");
+        run("ip route add local default dev lo table 78");
+        run("echo 1 | tee /proc/sys/net/ipv[46]/ip_nonlocal_bind");
+        let before = state();
+        let facts = facts();
+        let (lease, host) = set_up(&facts).await;
+        run("iptables-nft -t mangle -F; iptables-nft -t mangle -X; \
+             ip6tables-nft -t mangle -F; ip6tables-nft -t mangle -X");
+        assert!(
+            sweep::sweep(&facts, None).await.unwrap().undone.is_empty(),
+            "it lives"
+        );
+        kill(lease, Some(host));
+        let us = Host::take_lease().unwrap();
+        let told = sweep::dry_run(&facts, Some(us.instance())).await.unwrap();
+        let swept = sweep::sweep(&facts, Some(us.instance())).await.unwrap();
+        assert_eq!((swept.undone.len(), swept.failures.len()), (4, 0));
+        assert_eq!(swept.undone, told);
         assert_same(&before, &state());
     });
 }
@@ -542,7 +569,7 @@ fn the_sysctls_of_a_dead_instance_stay_while_a_living_one_needs_them() {
         let (dead_lease, dead) = set_up(&facts).await;
         let (_lease, mut living) = set_up(&facts).await;
         kill(dead_lease, Some(dead));
-        sweep::sweep(&facts).await.unwrap();
+        sweep::sweep(&facts, None).await.unwrap();
         assert_eq!(run("cat /proc/sys/net/ipv4/ip_nonlocal_bind"), "1\n");
         living.tear_down(soon()).await.unwrap();
         assert_same(&before, &state());
@@ -767,7 +794,7 @@ fn zz_measure() {
             let facts = facts_for(program);
             let t1 = t.elapsed();
             let t = Instant::now();
-            sweep::sweep(&facts).await.unwrap();
+            sweep::sweep(&facts, None).await.unwrap();
             let t2 = t.elapsed();
             let t = Instant::now();
             let (_l, mut host) = set_up(&facts).await;

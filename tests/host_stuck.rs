@@ -235,7 +235,7 @@ fn a_tear_down_whose_every_call_hangs_ends_in_time_names_what_stays_and_a_sweep_
         nobody_sleeps();
         tell("hang", "");
         kill(lease, Some(host));
-        let swept = sweep::sweep(&facts).await.unwrap();
+        let swept = sweep::sweep(&facts, None).await.unwrap();
         assert!(swept.failures.is_empty(), "{:?}", swept.failures);
         assert_eq!(before, rules());
     });
@@ -253,7 +253,7 @@ fn what_a_sweep_cannot_remove_is_named_and_the_record_stays_for_the_next() {
         let instance = lease.instance();
         kill(lease, Some(host));
         tell("refuse", "-D PREROUTING");
-        let swept = sweep::sweep(&facts).await.unwrap();
+        let swept = sweep::sweep(&facts, None).await.unwrap();
         assert_eq!(swept.failures.len(), 2, "{:?}", swept.failures);
         let told = swept.failures[0].to_string();
         assert!(
@@ -263,7 +263,7 @@ fn what_a_sweep_cannot_remove_is_named_and_the_record_stays_for_the_next() {
         assert!(told.contains("no such luck"), "{told}");
         assert!(run("iptables-nft-save").contains(&format!("hapilot:{instance}:")));
         tell("refuse", "");
-        let swept = sweep::sweep(&facts).await.unwrap();
+        let swept = sweep::sweep(&facts, None).await.unwrap();
         assert_eq!((swept.instances, swept.failures.len()), (vec![instance], 0));
         assert_eq!(before, rules());
     });

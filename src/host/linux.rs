@@ -51,8 +51,12 @@ impl Linux {
         match sysctl::write(family, 1) {
             Ok(()) => Ok(true),
             Err(error) => {
-                let problem = sysctl::unwritable(family);
-                warn!(error = format!("{error:#}"), "{problem}");
+                let name = family.nonlocal_bind();
+                warn!(
+                    error = format!("{error:#}"),
+                    sysctl = name,
+                    "go on without a sysctl"
+                );
                 Ok(false)
             }
         }

@@ -18,8 +18,9 @@ use hapilot::host::applied::{Applied, Kernel};
 use hapilot::host::lease::{self, Lease, SetupLock};
 use hapilot::host::linux::Linux;
 use hapilot::host::mark::{FwMark, Intercept, Port, TableId};
-use hapilot::host::plan::{Family, Plan, Program};
+use hapilot::host::plan::Plan;
 use hapilot::host::preflight::{self, Facts};
+use hapilot::host::step::{Family, Program};
 use hapilot::host::{Host, Wanted, plan_for, sweep};
 use nix::sched::{CloneFlags, unshare};
 
@@ -28,7 +29,8 @@ static ONCE: Once = Once::new();
 /// The lock file of the legacy program is the machine's, not the namespace's.
 fn private_lock_file() {
     ONCE.call_once(|| {
-        let file = std::env::temp_dir().join(format!("hapilot-test-{}.lock", std::process::id()));
+        let file = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"))
+            .join(format!("hapilot-test-{}.lock", std::process::id()));
         #[expect(
             unsafe_code,
             reason = "set once, before any test has read the environment"
@@ -326,7 +328,7 @@ fn the_plans_commands_do_by_hand_what_set_up_does() {
         let mut by_hand = state();
         for undo in plan
             .steps()
-            .filter_map(hapilot::host::plan::Step::undo)
+            .filter_map(hapilot::host::step::Step::undo)
             .collect::<Vec<_>>()
             .iter()
             .rev()
@@ -510,7 +512,7 @@ fn what_a_kill_leaves_in_the_middle_of_a_tear_down_is_swept() {
             let undos = steps
                 .iter()
                 .rev()
-                .filter_map(hapilot::host::plan::Step::undo);
+                .filter_map(hapilot::host::step::Step::undo);
             for undo in undos.take(killed_after) {
                 kernel.undo(&undo).await.unwrap();
             }
@@ -787,27 +789,28 @@ fn a_held_lock_of_the_legacy_program_ends_in_an_error_that_says_so() {
 }
 
 #[test]
-fn zz_measure() {
+fn the_one_capability_is_enough() {
     in_netns(|| async {
-        for program in [Program::Nft, Program::Legacy] {
-            let t = Instant::now();
-            let facts = facts_for(program);
-            let t1 = t.elapsed();
-            let t = Instant::now();
-            sweep::sweep(&facts, None).await.unwrap();
-            let t2 = t.elapsed();
-            let t = Instant::now();
-            let (_l, mut host) = set_up(&facts).await;
-            let t3 = t.elapsed();
-            let t = Instant::now();
-            host.intercept_on().await.unwrap();
-            let t4 = t.elapsed();
-            let t = Instant::now();
-            host.tear_down(soon()).await.unwrap();
-            eprintln!(
-                "{program:?} preflight {t1:?} sweep {t2:?} set_up {t3:?} on {t4:?} down {:?}",
-                t.elapsed()
-            );
+        use rustix::thread::{CapabilitySet, CapabilitySets};
+        let before = state();
+        for number in (0..=40).filter(|number| *number != 12) {
+            let capability = CapabilitySet::from_bits_retain(1 << number);
+            rustix::thread::remove_capability_from_bounding_set(capability).unwrap();
         }
+        let only = CapabilitySet::NET_ADMIN;
+        let sets = CapabilitySets {
+            effective: only,
+            permitted: only,
+            inheritable: only,
+        };
+        rustix::thread::set_capabilities(None, sets).unwrap();
+        let granted = run("grep CapEff: /proc/self/status");
+        assert_eq!(granted.split_whitespace().last(), Some("0000000000001000"));
+        let facts = facts_for(Program::Nft);
+        let (_lease, mut host) = set_up(&facts).await;
+        host.intercept_on().await.unwrap();
+        assert_eq!(host.owned().len(), 14, "{:#?}", host.owned());
+        host.tear_down(soon()).await.unwrap();
+        assert_same(&before, &state());
     });
 }

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use hapilot::host::iptables::Iptables;
 use hapilot::host::lease::{self, Lease};
-use hapilot::host::plan::{Family, Place, Program};
 use hapilot::host::preflight::{self, Facts};
+use hapilot::host::step::{Family, Place, Program};
 use hapilot::host::{Host, Wanted, sweep};
 use nix::sched::{CloneFlags, unshare};
 
@@ -28,7 +28,7 @@ static FAKES: OnceLock<PathBuf> = OnceLock::new();
 /// Where the fakes are and what they are told.
 fn fakes() -> &'static PathBuf {
     FAKES.get_or_init(|| {
-        let directory = std::env::temp_dir().join(format!("hapilot-fakes-{}", std::process::id()));
+        let directory = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("hapilot-fakes-{}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
         let path = std::env::var_os("PATH").unwrap();
         for name in ["iptables-nft", "ip6tables-nft"] {

@@ -8,9 +8,9 @@ use tracing::{debug, warn};
 use super::applied::Kernel;
 use super::iptables::Iptables;
 use super::mark::TableId;
-use super::plan::{Family, Step, Undo};
 use super::record::{Numbers, Record};
 use super::routing::{Added, Routing};
+use super::step::{Family, Step, Undo};
 use super::sysctl;
 
 #[derive(Debug)]

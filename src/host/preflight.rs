@@ -8,8 +8,8 @@ use rustix::thread::{CapabilitySet, capabilities};
 
 use super::Wanted;
 use super::iptables::{Iptables, installed};
-use super::plan::{Family, Place, Program};
 use super::saved::Saved;
+use super::step::{Family, Place, Program};
 use super::sysctl;
 use crate::problem::Problem;
 

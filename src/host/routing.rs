@@ -17,8 +17,8 @@ use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 
 use super::mark::{FwMark, TableId};
-use super::plan::{Family, PROTOCOL};
 use super::record::Numbers;
+use super::step::{Family, PROTOCOL};
 use super::tproxy::Rule;
 
 /// The kernel answers in microseconds; it can still be stuck on the lock that all routing shares.

@@ -5,9 +5,9 @@ use anyhow::{Context, Result};
 use super::instance::Instance;
 use super::iptables::Iptables;
 use super::lease;
-use super::plan::{Family, Place, Program};
 use super::record::Record;
 use super::saved::Saved;
+use super::step::{Family, Place, Program};
 
 #[derive(Clone, Debug, Default)]
 pub struct Survey {

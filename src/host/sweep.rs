@@ -13,10 +13,10 @@ use super::applied::{Failure, Kernel};
 use super::instance::{ChainName, Instance, Purpose};
 use super::lease::{self, Lease, SetupLock};
 use super::linux::Linux;
-use super::plan::{Family, Place, Undo};
 use super::preflight::Facts;
 use super::record::Record;
 use super::saved::Saved;
+use super::step::{Family, Place, Undo};
 use super::survey::Survey;
 
 const LOCK_LIMIT: Duration = Duration::from_secs(10);

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use sysctl::Sysctl as _;
 
-use super::plan::Family;
+use super::step::Family;
 use crate::problem::Problem;
 
 /// Where a value can be written.

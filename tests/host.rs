@@ -788,6 +788,42 @@ fn a_held_lock_of_the_legacy_program_ends_in_an_error_that_says_so() {
     });
 }
 
+async fn put_back_after_a_flush(program: Program) {
+    let before = state();
+    let (_lease, mut host) = set_up(&facts_for(program)).await;
+    host.intercept_on().await.unwrap();
+    let mut whole = state();
+    // nft lists chains in the order in which they were made.
+    whole.remove("nft -s list ruleset");
+    assert_eq!(host.put_back().await.unwrap(), []);
+    assert_same(&whole, &state());
+    let v4 = program.command(Family::V4);
+    for damage in [
+        format!("{v4} -t mangle -F PREROUTING"),
+        format!("{v4} -t mangle -F; {v4} -t mangle -X"),
+        format!("{v4} -t mangle -D PREROUTING 1"),
+        "ip rule del priority 170; ip -6 route flush table 29000".into(),
+    ] {
+        run(&damage);
+        let broken = host.put_back().await.unwrap();
+        let expected = usize::from(damage.contains("mangle"));
+        assert_eq!(broken.len(), expected, "{damage}: {broken:?}");
+        assert_same(&whole, &state());
+    }
+    host.tear_down(soon()).await.unwrap();
+    assert_same(&before, &state());
+}
+
+#[test]
+fn nft_what_somebody_flushed_is_put_back() {
+    in_netns(|| put_back_after_a_flush(Program::Nft));
+}
+
+#[test]
+fn legacy_what_somebody_flushed_is_put_back() {
+    in_netns(|| put_back_after_a_flush(Program::Legacy));
+}
+
 #[test]
 fn the_one_capability_is_enough() {
     in_netns(|| async {

@@ -163,6 +163,17 @@ pub enum Undo {
 }
 
 impl Step {
+    /// Where it lives, for what lives in a firewall.
+    #[must_use]
+    pub fn place(&self) -> Option<Place> {
+        match self {
+            Self::Chain { place, .. } | Self::Entry { place, .. } | Self::Jump { place, .. } => {
+                Some(*place)
+            }
+            _ => None,
+        }
+    }
+
     /// Neighbours with the same place fill chains of ours: one transaction can do them all.
     #[must_use]
     pub fn fills(&self) -> Option<Place> {

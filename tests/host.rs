@@ -18,8 +18,9 @@ use hapilot::host::applied::{Applied, Kernel};
 use hapilot::host::lease::{self, Lease, SetupLock};
 use hapilot::host::linux::Linux;
 use hapilot::host::mark::{FwMark, Intercept, Port, TableId};
-use hapilot::host::plan::{Family, Plan, Program};
+use hapilot::host::plan::Plan;
 use hapilot::host::preflight::{self, Facts};
+use hapilot::host::step::{Family, Program};
 use hapilot::host::{Host, Wanted, plan_for, sweep};
 use nix::sched::{CloneFlags, unshare};
 
@@ -28,7 +29,8 @@ static ONCE: Once = Once::new();
 /// The lock file of the legacy program is the machine's, not the namespace's.
 fn private_lock_file() {
     ONCE.call_once(|| {
-        let file = std::env::temp_dir().join(format!("hapilot-test-{}.lock", std::process::id()));
+        let file = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"))
+            .join(format!("hapilot-test-{}.lock", std::process::id()));
         #[expect(
             unsafe_code,
             reason = "set once, before any test has read the environment"
@@ -326,7 +328,7 @@ fn the_plans_commands_do_by_hand_what_set_up_does() {
         let mut by_hand = state();
         for undo in plan
             .steps()
-            .filter_map(hapilot::host::plan::Step::undo)
+            .filter_map(hapilot::host::step::Step::undo)
             .collect::<Vec<_>>()
             .iter()
             .rev()
@@ -354,7 +356,7 @@ async fn two_instances(program: Program) {
     second.intercept_on().await.unwrap();
     // A sweep beside two that live removes nothing.
     let both = state();
-    assert!(sweep::sweep(&facts).await.unwrap().undone.is_empty());
+    assert!(sweep::sweep(&facts, None).await.unwrap().undone.is_empty());
     assert_same(&both, &state());
     second.tear_down(soon()).await.unwrap();
     assert_same(&only_first, &state());
@@ -464,15 +466,15 @@ async fn swept_at_every_step(program: Program, others: &str) {
         Applied::default().apply(&mut kernel, &steps).await.unwrap();
         let left = state();
         assert!(
-            sweep::sweep(&facts).await.unwrap().undone.is_empty(),
+            sweep::sweep(&facts, None).await.unwrap().undone.is_empty(),
             "it lives"
         );
         assert_same(&left, &state());
         let instance = lease.instance();
         kill(lease, None);
-        let told = sweep::dry_run(&facts).unwrap();
+        let told = sweep::dry_run(&facts, None).await.unwrap();
         assert_same(&left, &state());
-        let swept = sweep::sweep(&facts).await.unwrap();
+        let swept = sweep::sweep(&facts, None).await.unwrap();
         assert!(swept.failures.is_empty(), "{:?}", swept.failures);
         assert_eq!(swept.undone, told);
         let found = if killed_after == 0 {
@@ -510,12 +512,12 @@ fn what_a_kill_leaves_in_the_middle_of_a_tear_down_is_swept() {
             let undos = steps
                 .iter()
                 .rev()
-                .filter_map(hapilot::host::plan::Step::undo);
+                .filter_map(hapilot::host::step::Step::undo);
             for undo in undos.take(killed_after) {
                 kernel.undo(&undo).await.unwrap();
             }
             kill(lease, None);
-            let swept = sweep::sweep(&facts).await.unwrap();
+            let swept = sweep::sweep(&facts, None).await.unwrap();
             assert!(swept.failures.is_empty(), "{:?}", swept.failures);
             assert_same(&before, &state());
         }
@@ -528,8 +530,35 @@ fn a_dead_instance_of_the_other_program_is_swept_too() {
         let before = state();
         let (lease, host) = set_up(&facts_for(Program::Legacy)).await;
         kill(lease, Some(host));
-        let swept = sweep::sweep(&facts_for(Program::Nft)).await.unwrap();
+        let swept = sweep::sweep(&facts_for(Program::Nft), None).await.unwrap();
         assert_eq!(swept.instances.len(), 1);
+        assert_same(&before, &state());
+    });
+}
+
+#[test]
+fn rules_and_routes_whose_record_somebody_flushed_are_swept_once_nobody_can_own_them() {
+    in_netns(|| async {
+        run("ip rule add fwmark 0x4/0x4 lookup 77 priority 900 protocol 122");
+        run("ip route add blackhole default table 77");
+        run("ip rule add fwmark 0x8/0x8 lookup 78 priority 901");
+        run("ip route add local default dev lo table 78");
+        run("echo 1 | tee /proc/sys/net/ipv[46]/ip_nonlocal_bind");
+        let before = state();
+        let facts = facts();
+        let (lease, host) = set_up(&facts).await;
+        run("iptables-nft -t mangle -F; iptables-nft -t mangle -X; \
+             ip6tables-nft -t mangle -F; ip6tables-nft -t mangle -X");
+        assert!(
+            sweep::sweep(&facts, None).await.unwrap().undone.is_empty(),
+            "it lives"
+        );
+        kill(lease, Some(host));
+        let us = Host::take_lease().unwrap();
+        let told = sweep::dry_run(&facts, Some(us.instance())).await.unwrap();
+        let swept = sweep::sweep(&facts, Some(us.instance())).await.unwrap();
+        assert_eq!((swept.undone.len(), swept.failures.len()), (4, 0));
+        assert_eq!(swept.undone, told);
         assert_same(&before, &state());
     });
 }
@@ -542,7 +571,7 @@ fn the_sysctls_of_a_dead_instance_stay_while_a_living_one_needs_them() {
         let (dead_lease, dead) = set_up(&facts).await;
         let (_lease, mut living) = set_up(&facts).await;
         kill(dead_lease, Some(dead));
-        sweep::sweep(&facts).await.unwrap();
+        sweep::sweep(&facts, None).await.unwrap();
         assert_eq!(run("cat /proc/sys/net/ipv4/ip_nonlocal_bind"), "1\n");
         living.tear_down(soon()).await.unwrap();
         assert_same(&before, &state());
@@ -759,28 +788,65 @@ fn a_held_lock_of_the_legacy_program_ends_in_an_error_that_says_so() {
     });
 }
 
+async fn put_back_after_a_flush(program: Program) {
+    let before = state();
+    let (_lease, mut host) = set_up(&facts_for(program)).await;
+    host.intercept_on().await.unwrap();
+    let mut whole = state();
+    // nft lists chains in the order in which they were made.
+    whole.remove("nft -s list ruleset");
+    assert_eq!(host.put_back().await.unwrap(), []);
+    assert_same(&whole, &state());
+    let v4 = program.command(Family::V4);
+    for damage in [
+        format!("{v4} -t mangle -F PREROUTING"),
+        format!("{v4} -t mangle -F; {v4} -t mangle -X"),
+        format!("{v4} -t mangle -D PREROUTING 1"),
+        "ip rule del priority 170; ip -6 route flush table 29000".into(),
+    ] {
+        run(&damage);
+        let broken = host.put_back().await.unwrap();
+        let expected = usize::from(damage.contains("mangle"));
+        assert_eq!(broken.len(), expected, "{damage}: {broken:?}");
+        assert_same(&whole, &state());
+    }
+    host.tear_down(soon()).await.unwrap();
+    assert_same(&before, &state());
+}
+
 #[test]
-fn zz_measure() {
+fn nft_what_somebody_flushed_is_put_back() {
+    in_netns(|| put_back_after_a_flush(Program::Nft));
+}
+
+#[test]
+fn legacy_what_somebody_flushed_is_put_back() {
+    in_netns(|| put_back_after_a_flush(Program::Legacy));
+}
+
+#[test]
+fn the_one_capability_is_enough() {
     in_netns(|| async {
-        for program in [Program::Nft, Program::Legacy] {
-            let t = Instant::now();
-            let facts = facts_for(program);
-            let t1 = t.elapsed();
-            let t = Instant::now();
-            sweep::sweep(&facts).await.unwrap();
-            let t2 = t.elapsed();
-            let t = Instant::now();
-            let (_l, mut host) = set_up(&facts).await;
-            let t3 = t.elapsed();
-            let t = Instant::now();
-            host.intercept_on().await.unwrap();
-            let t4 = t.elapsed();
-            let t = Instant::now();
-            host.tear_down(soon()).await.unwrap();
-            eprintln!(
-                "{program:?} preflight {t1:?} sweep {t2:?} set_up {t3:?} on {t4:?} down {:?}",
-                t.elapsed()
-            );
+        use rustix::thread::{CapabilitySet, CapabilitySets};
+        let before = state();
+        for number in (0..=40).filter(|number| *number != 12) {
+            let capability = CapabilitySet::from_bits_retain(1 << number);
+            rustix::thread::remove_capability_from_bounding_set(capability).unwrap();
         }
+        let only = CapabilitySet::NET_ADMIN;
+        let sets = CapabilitySets {
+            effective: only,
+            permitted: only,
+            inheritable: only,
+        };
+        rustix::thread::set_capabilities(None, sets).unwrap();
+        let granted = run("grep CapEff: /proc/self/status");
+        assert_eq!(granted.split_whitespace().last(), Some("0000000000001000"));
+        let facts = facts_for(Program::Nft);
+        let (_lease, mut host) = set_up(&facts).await;
+        host.intercept_on().await.unwrap();
+        assert_eq!(host.owned().len(), 14, "{:#?}", host.owned());
+        host.tear_down(soon()).await.unwrap();
+        assert_same(&before, &state());
     });
 }

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use hapilot::host::iptables::Iptables;
 use hapilot::host::lease::{self, Lease};
-use hapilot::host::plan::{Family, Place, Program};
 use hapilot::host::preflight::{self, Facts};
+use hapilot::host::step::{Family, Place, Program};
 use hapilot::host::{Host, Wanted, sweep};
 use nix::sched::{CloneFlags, unshare};
 
@@ -28,7 +28,7 @@ static FAKES: OnceLock<PathBuf> = OnceLock::new();
 /// Where the fakes are and what they are told.
 fn fakes() -> &'static PathBuf {
     FAKES.get_or_init(|| {
-        let directory = std::env::temp_dir().join(format!("hapilot-fakes-{}", std::process::id()));
+        let directory = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("hapilot-fakes-{}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
         let path = std::env::var_os("PATH").unwrap();
         for name in ["iptables-nft", "ip6tables-nft"] {
@@ -235,7 +235,7 @@ fn a_tear_down_whose_every_call_hangs_ends_in_time_names_what_stays_and_a_sweep_
         nobody_sleeps();
         tell("hang", "");
         kill(lease, Some(host));
-        let swept = sweep::sweep(&facts).await.unwrap();
+        let swept = sweep::sweep(&facts, None).await.unwrap();
         assert!(swept.failures.is_empty(), "{:?}", swept.failures);
         assert_eq!(before, rules());
     });
@@ -253,7 +253,7 @@ fn what_a_sweep_cannot_remove_is_named_and_the_record_stays_for_the_next() {
         let instance = lease.instance();
         kill(lease, Some(host));
         tell("refuse", "-D PREROUTING");
-        let swept = sweep::sweep(&facts).await.unwrap();
+        let swept = sweep::sweep(&facts, None).await.unwrap();
         assert_eq!(swept.failures.len(), 2, "{:?}", swept.failures);
         let told = swept.failures[0].to_string();
         assert!(
@@ -263,7 +263,7 @@ fn what_a_sweep_cannot_remove_is_named_and_the_record_stays_for_the_next() {
         assert!(told.contains("no such luck"), "{told}");
         assert!(run("iptables-nft-save").contains(&format!("hapilot:{instance}:")));
         tell("refuse", "");
-        let swept = sweep::sweep(&facts).await.unwrap();
+        let swept = sweep::sweep(&facts, None).await.unwrap();
         assert_eq!((swept.instances, swept.failures.len()), (vec![instance], 0));
         assert_eq!(before, rules());
     });

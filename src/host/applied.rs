@@ -7,7 +7,7 @@ use std::fmt;
 
 use anyhow::{Result, bail};
 
-use super::plan::{Step, Undo};
+use super::step::{Step, Undo};
 
 /// What applies a step to the kernel.
 #[expect(
@@ -154,8 +154,9 @@ mod tests {
     use super::*;
     use crate::host::instance::Instance;
     use crate::host::mark::{FwMark, Intercept, Port, TableId};
-    use crate::host::plan::{Draft, Family, Plan, Program};
+    use crate::host::plan::{Draft, Plan};
     use crate::host::record::{Former, Numbers, Record};
+    use crate::host::step::{Family, Program};
 
     /// Holds what is in force, by the command that removes it. It refuses to take a chain away
     /// that is still jumped to, as the real one does.

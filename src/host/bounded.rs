@@ -17,6 +17,9 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 /// How long after a kill the watchdog looks again, should the call still not have returned.
 const AGAIN: Duration = Duration::from_millis(20);
 
+/// A program that gets less could not finish: starting it would only cost the others their time.
+const SHORTEST: Duration = Duration::from_millis(5);
+
 /// What the child looks like in `/proc`.
 #[derive(Debug)]
 struct Child {
@@ -32,8 +35,8 @@ pub(super) fn within<T>(
     arguments: &[&str],
     call: impl FnOnce() -> T,
 ) -> Result<T> {
-    if limit.is_zero() {
-        bail!("no time is left to run it");
+    if limit < SHORTEST {
+        bail!("no time is left to run {program}");
     }
     let child = Child::new(program, arguments)?;
     let (finished, watch) = mpsc::channel::<()>();

@@ -7,16 +7,17 @@ use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
 use tracing::warn;
 
-use super::applied::{Applied, Failure};
+use super::applied::{Applied, Failure, Kernel};
 use super::instance::Instance;
 use super::iptables::installed;
 use super::lease::{Lease, SetupLock};
 use super::linux::Linux;
 use super::mark::{FwMark, Intercept, TableId};
-use super::plan::{Draft, Family, Plan, Undo};
+use super::plan::{Draft, Plan};
 use super::preflight::Facts;
 use super::record::{Former, Record};
 use super::saved::{claimed, marks_in_ruleset};
+use super::step::{Family, Place, Step, Undo};
 use super::survey::Survey;
 use super::sysctl;
 use super::tproxy::{self, Choice, Fixed, Picture};
@@ -122,6 +123,45 @@ impl Host {
     pub async fn intercept_off(&mut self, until: Instant) -> Result<(), TearDownError> {
         self.kernel.finish_by(until);
         collected(self.interception.roll_back(&mut self.kernel).await)
+    }
+
+    /// Puts back what somebody removed meanwhile (a restart of firewalld or Docker flushes), and
+    /// says where. A place that lost a part is made anew as a whole: order matters in it.
+    pub async fn put_back(&mut self) -> Result<Vec<Place>> {
+        let _lock = SetupLock::take(SET_UP_LOCK)
+            .await
+            .context("put rules back")?;
+        let Facts {
+            programs, families, ..
+        } = &self.facts;
+        let survey = Survey::take(&self.kernel.iptables, programs, families)?;
+        let mut steps: Vec<Step> = self.plan.foundation.clone();
+        if !self.interception.is_empty() {
+            steps.extend(self.plan.interception.iter().cloned());
+        }
+        let broken = survey.broken(self.instance, &steps);
+        // One that is there already stays as it is.
+        let routing = |s: &&Step| matches!(s, Step::PolicyRule { .. } | Step::LocalRoute { .. });
+        for step in steps.iter().filter(routing) {
+            self.kernel
+                .apply(step)
+                .await
+                .with_context(|| step.to_string())?;
+        }
+        let of_broken = |step: &&Step| step.place().is_some_and(|place| broken.contains(&place));
+        for undo in steps.iter().filter(of_broken).rev().filter_map(Step::undo) {
+            self.kernel
+                .undo(&undo)
+                .await
+                .with_context(|| undo.to_string())?;
+        }
+        for step in steps.iter().filter(of_broken) {
+            self.kernel
+                .apply(step)
+                .await
+                .with_context(|| step.to_string())?;
+        }
+        Ok(broken)
     }
 
     /// For `hapilot status`.

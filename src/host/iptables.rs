@@ -16,8 +16,8 @@ use iptables::IPTables;
 
 use super::bounded;
 use super::instance::ChainName;
-use super::plan::{Family, Place, Program};
 use super::saved::Saved;
+use super::step::{Family, Place, Program};
 
 /// How long one call may take: the lock of the legacy program is held for milliseconds.
 pub const LIMIT: Duration = Duration::from_secs(5);

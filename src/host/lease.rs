@@ -5,6 +5,7 @@
 //! applied, and while they are taken back, so that no two instances take the same numbers and no
 //! two believe that the other one will restore a sysctl.
 
+use std::collections::BTreeSet;
 use std::io::{self, ErrorKind};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
@@ -73,6 +74,18 @@ pub fn lives(instance: Instance) -> Result<bool> {
         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(true),
         Err(error) => Err(error).with_context(|| format!("connect to @{name}")),
     }
+}
+
+/// Every instance that lives in this network namespace.
+pub fn living() -> Result<BTreeSet<Instance>> {
+    let path = "/proc/thread-self/net/unix";
+    let text = std::fs::read_to_string(path).with_context(|| format!("read {path}"))?;
+    let names = text
+        .lines()
+        .filter_map(|line| line.rsplit_once(" @hapilot/"));
+    Ok(names
+        .filter_map(|(_, instance)| instance.parse().ok())
+        .collect())
 }
 
 /// Nobody else sets up, takes down or sweeps while this is held.

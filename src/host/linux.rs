@@ -8,9 +8,9 @@ use tracing::{debug, warn};
 use super::applied::Kernel;
 use super::iptables::Iptables;
 use super::mark::TableId;
-use super::plan::{Family, Step, Undo};
 use super::record::{Numbers, Record};
 use super::routing::{Added, Routing};
+use super::step::{Family, Step, Undo};
 use super::sysctl;
 
 #[derive(Debug)]
@@ -51,8 +51,12 @@ impl Linux {
         match sysctl::write(family, 1) {
             Ok(()) => Ok(true),
             Err(error) => {
-                let problem = sysctl::unwritable(family);
-                warn!(error = format!("{error:#}"), "{problem}");
+                let name = family.nonlocal_bind();
+                warn!(
+                    error = format!("{error:#}"),
+                    sysctl = name,
+                    "go on without a sysctl"
+                );
                 Ok(false)
             }
         }

@@ -8,8 +8,8 @@ use rustix::thread::{CapabilitySet, capabilities};
 
 use super::Wanted;
 use super::iptables::{Iptables, installed};
-use super::plan::{Family, Place, Program};
 use super::saved::Saved;
+use super::step::{Family, Place, Program};
 use super::sysctl;
 use crate::problem::Problem;
 
@@ -100,13 +100,12 @@ impl Findings {
             Ok(()) => {}
             Err(problems) => self.transparent.extend(problems),
         }
-        for &family in &self.facts.families {
-            if matches!(sysctl::read(family), Ok(Some(value)) if value != 1)
-                && !sysctl::writable(family)
-            {
-                self.warnings.push(sysctl::unwritable(family));
-            }
-        }
+        let closed = |family: &Family| {
+            matches!(sysctl::read(*family), Ok(Some(value)) if value != 1)
+                && !sysctl::writable(*family)
+        };
+        let closed: Vec<Family> = self.facts.families.iter().copied().filter(closed).collect();
+        self.warnings.extend(sysctl::unwritable(&closed));
     }
 
     /// The first of the candidates with which everything works; else what the best one lacks.

@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use super::instance::Instance;
 use super::mark::{FwMark, TableId};
-use super::plan::Family;
+use super::step::Family;
 
 /// The numbers of one instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,9 +16,9 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 
-use super::mark::TableId;
-use super::plan::{Family, PROTOCOL};
+use super::mark::{FwMark, TableId};
 use super::record::Numbers;
+use super::step::{Family, PROTOCOL};
 use super::tproxy::Rule;
 
 /// The kernel answers in microseconds; it can still be stuck on the lock that all routing shares.
@@ -134,6 +134,30 @@ impl Routing {
             Err(EAFNOSUPPORT) => Ok(Vec::new()),
             Err(number) => Err(os_error(number)),
         }
+    }
+
+    /// The numbers of rules that only a hapilot makes: our protocol, a mark, and a table with our
+    /// route in it.
+    pub async fn marked_as_ours(&self, family: Family) -> Result<Vec<Numbers>> {
+        let mut ours = Vec::new();
+        for rule in self.rules(family).await? {
+            let (mark, table) = (FwMark::new(rule.mark, rule.mask), TableId::new(rule.table));
+            let (PROTOCOL, Some(mark), Some(table)) = (rule.protocol, mark, table) else {
+                continue;
+            };
+            let routes = self.routes(family, table.number()).await?;
+            if routes
+                .iter()
+                .any(|route| is_local_default(route) && is_tagged(route))
+            {
+                ours.push(Numbers {
+                    mark,
+                    table,
+                    priority: rule.priority,
+                });
+            }
+        }
+        Ok(ours)
     }
 
     /// Whether somebody has a route in that table.
@@ -256,4 +280,8 @@ fn table_of(message: &RouteMessage) -> u32 {
 
 fn is_local_default(message: &RouteMessage) -> bool {
     message.header.kind == RouteType::Local && message.header.destination_prefix_length == 0
+}
+
+fn is_tagged(message: &RouteMessage) -> bool {
+    u8::from(message.header.protocol) == PROTOCOL
 }

@@ -1,5 +1,7 @@
 //! Decides: what a text from `iptables-save` says. The same form from `nf_tables` and legacy.
 
+use std::collections::BTreeMap;
+
 use super::instance::ChainName;
 use super::record::Record;
 
@@ -10,6 +12,8 @@ pub struct Saved {
     pub chains: Vec<ChainName>,
     pub records: Vec<Record>,
     pub jumps: Vec<Jump>,
+    /// How many rules each of our chains has.
+    pub entries: BTreeMap<ChainName, usize>,
     /// Rules that are no hapilot's, in every table.
     pub foreign_rules: usize,
     /// Bits of the firewall mark that such rules use.
@@ -65,6 +69,7 @@ impl Saved {
             .or_else(|| after(rule, "-g"))
             .and_then(own);
         if let Some(owner) = own(chain) {
+            *self.entries.entry(owner).or_default() += 1;
             // A record counts only where that instance itself would write it.
             let record = after(rule, "--comment").and_then(|text| text.parse::<Record>().ok());
             self.records

@@ -13,10 +13,10 @@ use super::applied::{Failure, Kernel};
 use super::instance::{ChainName, Instance, Purpose};
 use super::lease::{self, Lease, SetupLock};
 use super::linux::Linux;
-use super::plan::{Family, Place, Undo};
 use super::preflight::Facts;
 use super::record::Record;
 use super::saved::Saved;
+use super::step::{Family, Place, Undo};
 use super::survey::Survey;
 
 const LOCK_LIMIT: Duration = Duration::from_secs(10);
@@ -29,12 +29,10 @@ pub struct Swept {
     pub failures: Vec<Failure>,
 }
 
-/// Needs a tokio runtime.
-pub async fn sweep(facts: &Facts) -> Result<Swept> {
+/// `us`: an instance that lives and has nothing in the kernel yet. Needs a tokio runtime.
+pub async fn sweep(facts: &Facts, us: Option<Instance>) -> Result<Swept> {
     let _lock = SetupLock::take(LOCK_LIMIT).await.context("sweep")?;
-    let mut kernel = Linux::open()?;
-    let survey = Survey::take(&kernel.iptables, &facts.programs, &facts.families)?;
-    kernel.others = survey.living_records(None)?;
+    let (mut kernel, survey) = look(facts)?;
     let mut swept = Swept::default();
     for (instance, leftover) in leftovers(&survey.places) {
         let Some(_held) = Lease::of(instance)? else {
@@ -43,18 +41,53 @@ pub async fn sweep(facts: &Facts) -> Result<Swept> {
         swept.instances.push(instance);
         remove(&mut kernel, &leftover, &mut swept).await;
     }
+    for undo in unrecorded(&kernel, &survey, us).await? {
+        attempt(&mut kernel, undo, &mut swept).await;
+    }
     Ok(swept)
 }
 
-/// The commands that `sweep` would amount to. Changes nothing.
-pub fn dry_run(facts: &Facts) -> Result<Vec<Undo>> {
-    let iptables = super::iptables::Iptables::default();
-    let survey = Survey::take(&iptables, &facts.programs, &facts.families)?;
+/// What `sweep` would do, as undos whose text is the command. Changes nothing.
+pub async fn dry_run(facts: &Facts, us: Option<Instance>) -> Result<Vec<Undo>> {
+    let (kernel, survey) = look(facts)?;
     let mut undos = Vec::new();
     for (instance, leftover) in leftovers(&survey.places) {
         if !lease::lives(instance)? {
             undos.extend(leftover.undos());
             undos.extend(leftover.record_chains());
+        }
+    }
+    undos.extend(unrecorded(&kernel, &survey, us).await?);
+    Ok(undos)
+}
+
+fn look(facts: &Facts) -> Result<(Linux, Survey)> {
+    let mut kernel = Linux::open()?;
+    let survey = Survey::take(&kernel.iptables, &facts.programs, &facts.families)?;
+    kernel.others = survey.living_records(None)?;
+    Ok((kernel, survey))
+}
+
+/// Rules and routes of ours whose record is gone: somebody flushed the firewall, and then that
+/// instance died. While one lives that has no record, they may be its own, and stay.
+async fn unrecorded(kernel: &Linux, survey: &Survey, us: Option<Instance>) -> Result<Vec<Undo>> {
+    let recorded = |instance: Instance| survey.records().any(|r| r.instance == instance);
+    if lease::living()?
+        .into_iter()
+        .any(|living| Some(living) != us && !recorded(living))
+    {
+        return Ok(Vec::new());
+    }
+    let mut undos = Vec::new();
+    for family in Family::BOTH {
+        for numbers in kernel.routing.marked_as_ours(family).await? {
+            if survey.records().all(|record| record.numbers != numbers) {
+                undos.push(Undo::RemovePolicyRule { family, numbers });
+                undos.push(Undo::RemoveLocalRoute {
+                    family,
+                    table: numbers.table,
+                });
+            }
         }
     }
     Ok(undos)

@@ -279,8 +279,8 @@ async fn the_state_is_the_same_after(program: Program, others: &str) {
     assert_eq!(meanwhile["cat /proc/sys/net/ipv4/ip_nonlocal_bind"], "1\n");
     assert_eq!(meanwhile["cat /proc/sys/net/ipv6/ip_nonlocal_bind"], "1\n");
     assert_eq!(host.owned().len(), 14, "{:#?}", host.owned());
-    host.intercept_off().await.unwrap();
-    host.intercept_off().await.unwrap();
+    host.intercept_off(soon()).await.unwrap();
+    host.intercept_off(soon()).await.unwrap();
     let save = run(program.save_command(Family::V4));
     assert!(!save.contains("! -i lo"), "{save}");
     host.tear_down(soon()).await.unwrap();

@@ -383,12 +383,12 @@ fn sweep(dry_run: bool) -> Result<u8, Refused> {
         });
     }
     if dry_run {
-        for undo in sweep::dry_run(&findings.facts)? {
+        for undo in in_runtime(sweep::dry_run(&findings.facts, None))?? {
             say(undo);
         }
         return Ok(0);
     }
-    let swept = in_runtime(sweep::sweep(&findings.facts))??;
+    let swept = in_runtime(sweep::sweep(&findings.facts, None))??;
     for undo in &swept.undone {
         say(undo);
     }

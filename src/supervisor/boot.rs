@@ -317,7 +317,7 @@ async fn set_up_host(survey: &Survey, lease: &crate::host::lease::Lease) -> Resu
     let facts = &survey.findings.facts;
     // Also where we set up nothing ourselves: a dead one's interception still hurts.
     if !facts.programs.is_empty() {
-        let swept = sweep(facts).await?;
+        let swept = sweep(facts, Some(lease.instance())).await?;
         for instance in &swept.instances {
             warn!(%instance, "removed what a dead instance had left on the host");
         }

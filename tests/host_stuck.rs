@@ -31,7 +31,7 @@ fn fakes() -> &'static PathBuf {
         let directory = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("hapilot-fakes-{}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
         let path = std::env::var_os("PATH").unwrap();
-        for name in ["iptables-nft", "ip6tables-nft"] {
+        for name in ["iptables-nft", "ip6tables-nft", "iptables-nft-restore", "ip6tables-nft-restore"] {
             let real = std::env::split_paths(&path).map(|d| d.join(name)).find(|p| p.exists()).unwrap();
             // The sleep is a child that keeps the output open, as a helper of a real tool might.
             let script = format!(
@@ -39,7 +39,8 @@ fn fakes() -> &'static PathBuf {
                  d={}\n\
                  if [ -s $d/hang ]; then case \"$*\" in *\"$(cat $d/hang)\"*) sleep 987; exit 0;; esac; fi\n\
                  if [ -s $d/refuse ]; then case \"$*\" in *\"$(cat $d/refuse)\"*) echo no such luck >&2; exit 4;; esac; fi\n\
-                 exec {} \"$@\"\n",
+                 {} \"$@\" || exit $?\n\
+                 if [ -s $d/late ]; then case \"$*\" in *\"$(cat $d/late)\"*) sleep 987;; esac; fi\n",
                 directory.display(),
                 real.display()
             );
@@ -69,6 +70,7 @@ where
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     tell("hang", "");
     tell("refuse", "");
+    tell("late", "");
     let thread = std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET)
             .expect("these tests need the right to make a network namespace (run them as root)");
@@ -200,6 +202,31 @@ fn a_set_up_whose_last_step_hangs_is_rolled_back() {
         );
         assert_eq!(before, rules());
         nobody_sleeps();
+    });
+}
+
+#[test]
+fn what_a_program_did_before_it_hung_is_taken_back_too() {
+    in_netns(|| async {
+        let facts = facts();
+        let before = rules();
+        for arguments in ["-A PREROUTING", "--noflush"] {
+            tell("late", arguments);
+            let lease = Host::take_lease().unwrap();
+            let error = Host::set_up(lease.instance(), &Wanted::default(), &facts)
+                .await
+                .err();
+            tell("late", "");
+            // What one transaction did not do in time, single commands do.
+            assert_eq!(error.is_some(), arguments == "-A PREROUTING", "{error:?}");
+            if error.is_none() {
+                kill(lease, None);
+                sweep::sweep(&facts, None).await.unwrap();
+            }
+            assert_eq!(before, rules(), "{arguments}");
+            assert!(!run("iptables-nft -t mangle -S").contains("HAPILOT"));
+            nobody_sleeps();
+        }
     });
 }
 

@@ -5,6 +5,7 @@
 //! one that kept the output pipe open would make the caller wait on. A child is ours when we are
 //! its parent, it is in our network namespace and its command line is the one that we gave.
 
+use std::fmt;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -19,6 +20,25 @@ const AGAIN: Duration = Duration::from_millis(20);
 
 /// A program that gets less could not finish: starting it would only cost the others their time.
 const SHORTEST: Duration = Duration::from_millis(5);
+
+/// It may or may not have done what it was told.
+#[derive(Debug)]
+pub(super) struct Killed {
+    program: String,
+    limit: Duration,
+}
+
+impl fmt::Display for Killed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} was still running after {:?} and was killed",
+            self.program, self.limit
+        )
+    }
+}
+
+impl std::error::Error for Killed {}
 
 /// What the child looks like in `/proc`.
 #[derive(Debug)]
@@ -56,7 +76,11 @@ pub(super) fn within<T>(
     drop(finished);
     match watchdog.join() {
         Ok(false) => Ok(output),
-        Ok(true) => bail!("{program} was still running after {limit:?} and was killed"),
+        Ok(true) => Err(Killed {
+            program: program.into(),
+            limit,
+        }
+        .into()),
         Err(_) => bail!("the watchdog of {program} panicked"),
     }
 }

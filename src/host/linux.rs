@@ -6,6 +6,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use tracing::{debug, warn};
 
 use super::applied::Kernel;
+use super::bounded::Killed;
 use super::iptables::Iptables;
 use super::mark::TableId;
 use super::record::{Numbers, Record};
@@ -98,11 +99,10 @@ impl Linux {
     async fn add_rule(&self, family: Family, numbers: Numbers) -> Result<bool> {
         Ok(self.routing.add_rule(family, numbers).await? == Added::New)
     }
-}
 
-impl Kernel for Linux {
-    async fn apply(&mut self, step: &Step) -> Result<Option<Undo>> {
-        let ours = match step {
+    /// Whether it is ours to take back.
+    async fn try_apply(&mut self, step: &Step) -> Result<bool> {
+        Ok(match step {
             Step::Chain { place, chain } => {
                 self.iptables.new_chain(*place, *chain)?;
                 true
@@ -118,8 +118,33 @@ impl Kernel for Linux {
             Step::NonlocalBind { family, .. } => Self::set_nonlocal_bind(*family)?,
             Step::PolicyRule { family, numbers } => self.add_rule(*family, *numbers).await?,
             Step::LocalRoute { family, table } => self.add_route(*family, *table).await?,
-        };
-        Ok(if ours { step.undo() } else { None })
+        })
+    }
+
+    /// A program that was killed may have finished its work in the kernel. What it was about bears
+    /// our name, so taking it back is right either way; what that comes to, the sweep will see.
+    async fn take_back_if_killed(&mut self, error: &anyhow::Error, steps: &[Step]) {
+        if !error.is::<Killed>() {
+            return;
+        }
+        for undo in steps.iter().rev().filter_map(Step::undo) {
+            if let Err(error) = self.undo(&undo).await {
+                warn!(error = format!("{error:#}"), command = %undo, "could not take back");
+            }
+        }
+    }
+}
+
+impl Kernel for Linux {
+    async fn apply(&mut self, step: &Step) -> Result<Option<Undo>> {
+        match self.try_apply(step).await {
+            Ok(ours) => Ok(if ours { step.undo() } else { None }),
+            Err(error) => {
+                self.take_back_if_killed(&error, std::slice::from_ref(step))
+                    .await;
+                Err(error)
+            }
+        }
     }
 
     async fn undo(&mut self, undo: &Undo) -> Result<()> {
@@ -146,8 +171,12 @@ impl Kernel for Linux {
             Step::Entry { chain, rule, .. } => Ok(format!("-A {chain} {rule}")),
             other => Err(anyhow!("{other} fills no chain")),
         });
-        self.iptables
-            .transaction(place, &lines.collect::<Result<Vec<_>>>()?)
+        let lines: Vec<String> = lines.collect::<Result<_>>()?;
+        let answer = self.iptables.transaction(place, &lines);
+        if let Err(error) = &answer {
+            self.take_back_if_killed(error, steps).await;
+        }
+        answer
     }
 
     async fn undo_together(&mut self, undos: &[Undo]) -> Result<()> {

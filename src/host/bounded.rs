@@ -15,6 +15,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use crate::process::procfs;
+
 /// How long after a kill the watchdog looks again, should the call still not have returned.
 const AGAIN: Duration = Duration::from_millis(20);
 
@@ -30,11 +32,7 @@ pub(super) struct Killed {
 
 impl fmt::Display for Killed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} was still running after {:?} and was killed",
-            self.program, self.limit
-        )
+        write!(f, "{} was still running after {:?} and was killed", self.program, self.limit)
     }
 }
 
@@ -76,11 +74,7 @@ pub(super) fn within<T>(
     drop(finished);
     match watchdog.join() {
         Ok(false) => Ok(output),
-        Ok(true) => Err(Killed {
-            program: program.into(),
-            limit,
-        }
-        .into()),
+        Ok(true) => Err(Killed { program: program.into(), limit }.into()),
         Err(_) => bail!("the watchdog of {program} panicked"),
     }
 }
@@ -94,20 +88,14 @@ impl Child {
             command_line.extend_from_slice(word.as_bytes());
             command_line.push(0);
         }
-        Ok(Self {
-            command_line,
-            namespace,
-        })
+        Ok(Self { command_line, namespace })
     }
 
     fn kill(&self) -> bool {
         let us = std::process::id().cast_signed();
         let processes = processes();
         let mut killed = false;
-        for &(pid, _) in processes
-            .iter()
-            .filter(|(pid, parent)| *parent == us && self.is(*pid))
-        {
+        for &(pid, _) in processes.iter().filter(|(pid, parent)| *parent == us && self.is(*pid)) {
             // Stopped first, or it could start another child between the look and the kill.
             signal(pid, us, Signal::STOP);
             let processes = self::processes();
@@ -153,8 +141,5 @@ fn processes() -> Vec<(i32, i32)> {
 }
 
 fn parent_of(pid: i32) -> Option<i32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // proc_pid_stat(5): the name is in parentheses and may itself have blanks and parentheses.
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(1)?.parse().ok()
+    procfs::parent(pid).ok().flatten()
 }

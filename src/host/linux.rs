@@ -26,11 +26,7 @@ impl Linux {
     /// Needs a tokio runtime.
     pub fn open() -> Result<Self> {
         let iptables = Iptables::default();
-        Ok(Self {
-            iptables,
-            routing: Routing::open()?,
-            others: Vec::new(),
-        })
+        Ok(Self { iptables, routing: Routing::open()?, others: Vec::new() })
     }
 
     /// No call goes on after `until`.
@@ -40,9 +36,7 @@ impl Linux {
     }
 
     fn table_is_shared(&self, table: TableId) -> bool {
-        self.others
-            .iter()
-            .any(|record| record.numbers.table == table)
+        self.others.iter().any(|record| record.numbers.table == table)
     }
 
     fn set_nonlocal_bind(family: Family) -> Result<bool> {
@@ -53,26 +47,15 @@ impl Linux {
             Ok(()) => Ok(true),
             Err(error) => {
                 let name = family.nonlocal_bind();
-                warn!(
-                    error = format!("{error:#}"),
-                    sysctl = name,
-                    "go on without a sysctl"
-                );
+                warn!(error = format!("{error:#}"), sysctl = name, "go on without a sysctl");
                 Ok(false)
             }
         }
     }
 
     fn restore_nonlocal_bind(&self, family: Family, former: u8) -> Result<()> {
-        if self
-            .others
-            .iter()
-            .any(|record| record.former.of(family).is_some())
-        {
-            debug!(
-                sysctl = family.nonlocal_bind(),
-                "left to the other instance that needs it"
-            );
+        if self.others.iter().any(|record| record.former.of(family).is_some()) {
+            debug!(sysctl = family.nonlocal_bind(), "left to the other instance that needs it");
             return Ok(());
         }
         // Not 1 any more: somebody else has decided about it since.
@@ -140,8 +123,7 @@ impl Kernel for Linux {
         match self.try_apply(step).await {
             Ok(ours) => Ok(if ours { step.undo() } else { None }),
             Err(error) => {
-                self.take_back_if_killed(&error, std::slice::from_ref(step))
-                    .await;
+                self.take_back_if_killed(&error, std::slice::from_ref(step)).await;
                 Err(error)
             }
         }
@@ -162,10 +144,7 @@ impl Kernel for Linux {
     }
 
     async fn apply_together(&mut self, steps: &[Step]) -> Result<()> {
-        let place = steps
-            .first()
-            .and_then(Step::fills)
-            .context("fill chains of one place")?;
+        let place = steps.first().and_then(Step::fills).context("fill chains of one place")?;
         let lines = steps.iter().map(|step| match step {
             Step::Chain { chain, .. } => Ok(format!("-N {chain}")),
             Step::Entry { chain, rule, .. } => Ok(format!("-A {chain} {rule}")),
@@ -180,15 +159,10 @@ impl Kernel for Linux {
     }
 
     async fn undo_together(&mut self, undos: &[Undo]) -> Result<()> {
-        let place = undos
-            .first()
-            .and_then(Undo::empties)
-            .context("empty chains of one place")?;
+        let place = undos.first().and_then(Undo::empties).context("empty chains of one place")?;
         let mut lines = Vec::new();
         for undo in undos.iter().rev() {
-            let Undo::RemoveChain { chain, .. } = undo else {
-                bail!("{undo} empties no chain")
-            };
+            let Undo::RemoveChain { chain, .. } = undo else { bail!("{undo} empties no chain") };
             lines.extend([format!("-F {chain}"), format!("-X {chain}")]);
         }
         self.iptables.transaction(place, &lines)

@@ -30,12 +30,7 @@ impl Plan {
     /// record is first, and the jump, without which nothing is diverted, is last.
     #[must_use]
     pub fn new(draft: &Draft<'_>) -> Self {
-        let Draft {
-            families,
-            record,
-            intercept,
-            ..
-        } = draft;
+        let Draft { families, record, intercept, .. } = draft;
         let mut foundation = Vec::new();
         for &family in *families {
             foundation.extend(draft.diversion_chain(family));
@@ -51,25 +46,16 @@ impl Plan {
         for &family in *families {
             let numbers = record.numbers;
             // The rule last, so it never points at an empty table.
-            foundation.push(Step::LocalRoute {
-                family,
-                table: numbers.table,
-            });
+            foundation.push(Step::LocalRoute { family, table: numbers.table });
             foundation.push(Step::PolicyRule { family, numbers });
         }
         foundation.extend(families.iter().map(|&f| draft.jump(f, Purpose::Diversion)));
         let interception = if intercept.is_empty() {
             Vec::new()
         } else {
-            families
-                .iter()
-                .map(|&f| draft.jump(f, Purpose::Interception))
-                .collect()
+            families.iter().map(|&f| draft.jump(f, Purpose::Interception)).collect()
         };
-        Self {
-            foundation,
-            interception,
-        }
+        Self { foundation, interception }
     }
 
     pub fn steps(&self) -> impl Iterator<Item = &Step> {
@@ -103,17 +89,11 @@ fn write_steps(f: &mut fmt::Formatter<'_>, steps: &[Step]) -> fmt::Result {
 
 impl Draft<'_> {
     fn place(&self, family: Family) -> Place {
-        Place {
-            program: self.program,
-            family,
-        }
+        Place { program: self.program, family }
     }
 
     fn chain(&self, purpose: Purpose) -> ChainName {
-        ChainName {
-            instance: self.record.instance,
-            purpose,
-        }
+        ChainName { instance: self.record.instance, purpose }
     }
 
     fn diversion_chain(&self, family: Family) -> [Step; 3] {
@@ -122,30 +102,17 @@ impl Draft<'_> {
         let mark_it = format!("-m comment --comment {record} -j MARK --set-xmark {mark}");
         [
             Step::Chain { place, chain },
-            Step::Entry {
-                place,
-                chain,
-                rule: mark_it,
-            },
-            Step::Entry {
-                place,
-                chain,
-                rule: "-j ACCEPT".into(),
-            },
+            Step::Entry { place, chain, rule: mark_it },
+            Step::Entry { place, chain, rule: "-j ACCEPT".into() },
         ]
     }
 
     fn interception_chain(&self, family: Family) -> Vec<Step> {
         let (place, chain) = (self.place(family), self.chain(Purpose::Interception));
         let mark = self.record.numbers.mark;
-        let entries = self.intercept.iter().map(|i| Step::Entry {
-            place,
-            chain,
-            rule: tproxy(*i, mark),
-        });
-        std::iter::once(Step::Chain { place, chain })
-            .chain(entries)
-            .collect()
+        let entries =
+            self.intercept.iter().map(|i| Step::Entry { place, chain, rule: tproxy(*i, mark) });
+        std::iter::once(Step::Chain { place, chain }).chain(entries).collect()
     }
 
     fn jump(&self, family: Family, purpose: Purpose) -> Step {
@@ -156,11 +123,7 @@ impl Draft<'_> {
             Purpose::Interception => "! -i lo -p tcp",
         };
         let rule = format!("{matches} -j {}", self.chain(purpose));
-        Step::Jump {
-            place: self.place(family),
-            from: "PREROUTING".into(),
-            rule,
-        }
+        Step::Jump { place: self.place(family), from: "PREROUTING".into(), rule }
     }
 }
 
@@ -209,25 +172,14 @@ iptables-legacy -t mangle -A PREROUTING ! -i lo -p tcp -j HAPILOT-00c0ffee-TPROX
                 table: TableId::new(29_000).unwrap(),
                 priority: 170,
             },
-            former: Former {
-                v4: Some(0),
-                v6: None,
-            },
+            former: Former { v4: Some(0), v6: None },
         };
-        Draft {
-            program: Program::Legacy,
-            families,
-            record,
-            intercept,
-        }
+        Draft { program: Program::Legacy, families, record, intercept }
     }
 
     fn intercept() -> [Intercept; 1] {
         let port = |number| Port::new(number).unwrap();
-        [Intercept {
-            from: port(80),
-            to: port(8080),
-        }]
+        [Intercept { from: port(80), to: port(8080) }]
     }
 
     #[test]
@@ -255,22 +207,11 @@ iptables-legacy -t mangle -A PREROUTING ! -i lo -p tcp -j HAPILOT-00c0ffee-TPROX
     fn the_record_is_first_the_jump_is_last_and_nothing_is_diverted_before() {
         let plan = Plan::new(&draft(&Family::BOTH, &intercept()));
         assert!(matches!(plan.foundation[0], Step::Chain { .. }));
-        assert!(
-            plan.foundation[1]
-                .to_string()
-                .contains("--comment hapilot:00c0ffee:")
-        );
-        let jumps = plan
-            .foundation
-            .iter()
-            .map(|s| matches!(s, Step::Jump { .. }));
+        assert!(plan.foundation[1].to_string().contains("--comment hapilot:00c0ffee:"));
+        let jumps = plan.foundation.iter().map(|s| matches!(s, Step::Jump { .. }));
         let first_jump = jumps.clone().position(|is_jump| is_jump).unwrap();
         assert!(jumps.skip(first_jump).all(|is_jump| is_jump));
-        assert!(
-            plan.interception
-                .iter()
-                .all(|s| matches!(s, Step::Jump { .. }))
-        );
+        assert!(plan.interception.iter().all(|s| matches!(s, Step::Jump { .. })));
     }
 
     #[test]

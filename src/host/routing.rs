@@ -53,10 +53,7 @@ impl Routing {
         let (connection, handle, _) =
             rtnetlink::new_connection_with_strict_check().context("open a routing socket")?;
         tokio::spawn(connection);
-        Ok(Self {
-            handle,
-            until: None,
-        })
+        Ok(Self { handle, until: None })
     }
 
     /// No call goes on after `until`.
@@ -68,9 +65,9 @@ impl Routing {
         &self,
         call: impl Future<Output = Result<T, rtnetlink::Error>>,
     ) -> Result<Result<T, i32>> {
-        let limit = self.until.map_or(LIMIT, |until| {
-            until.saturating_duration_since(Instant::now()).min(LIMIT)
-        });
+        let limit = self
+            .until
+            .map_or(LIMIT, |until| until.saturating_duration_since(Instant::now()).min(LIMIT));
         let answer = tokio::time::timeout(limit, call)
             .await
             .with_context(|| format!("no answer from the kernel after {limit:?}"))?;
@@ -146,15 +143,8 @@ impl Routing {
                 continue;
             };
             let routes = self.routes(family, table.number()).await?;
-            if routes
-                .iter()
-                .any(|route| is_local_default(route) && is_tagged(route))
-            {
-                ours.push(Numbers {
-                    mark,
-                    table,
-                    priority: rule.priority,
-                });
+            if routes.iter().any(|route| is_local_default(route) && is_tagged(route)) {
+                ours.push(Numbers { mark, table, priority: rule.priority });
             }
         }
         Ok(ours)
@@ -171,10 +161,7 @@ impl Routing {
         message.attributes.push(RouteAttribute::Table(table));
         let stream = self.handle.route().get(message).execute();
         match self.bounded(pin!(stream).try_collect::<Vec<_>>()).await? {
-            Ok(routes) => Ok(routes
-                .into_iter()
-                .filter(|r| table_of(r) == table)
-                .collect()),
+            Ok(routes) => Ok(routes.into_iter().filter(|r| table_of(r) == table).collect()),
             Err(ENOENT | EAFNOSUPPORT) => Ok(Vec::new()),
             Err(number) => Err(os_error(number)),
         }
@@ -268,13 +255,10 @@ fn rule(message: &RuleMessage) -> Rule {
 }
 
 fn table_of(message: &RouteMessage) -> u32 {
-    let wide = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Table(number) => Some(*number),
-            _ => None,
-        });
+    let wide = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(number) => Some(*number),
+        _ => None,
+    });
     wide.unwrap_or(u32::from(message.header.table))
 }
 

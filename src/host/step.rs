@@ -139,27 +139,11 @@ pub enum Step {
 /// What takes a step back. Doing it twice is not an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Undo {
-    RemoveChain {
-        place: Place,
-        chain: ChainName,
-    },
-    RemoveJump {
-        place: Place,
-        from: String,
-        rule: String,
-    },
-    RestoreNonlocalBind {
-        family: Family,
-        former: u8,
-    },
-    RemovePolicyRule {
-        family: Family,
-        numbers: Numbers,
-    },
-    RemoveLocalRoute {
-        family: Family,
-        table: TableId,
-    },
+    RemoveChain { place: Place, chain: ChainName },
+    RemoveJump { place: Place, from: String, rule: String },
+    RestoreNonlocalBind { family: Family, former: u8 },
+    RemovePolicyRule { family: Family, numbers: Numbers },
+    RemoveLocalRoute { family: Family, table: TableId },
 }
 
 impl Step {
@@ -224,10 +208,7 @@ impl Undo {
                 numbers.table
             ),
             Self::RemoveLocalRoute { family, table } => {
-                format!(
-                    "{} route in table {table}: local default dev lo",
-                    family.ip()
-                )
+                format!("{} route in table {table}: local default dev lo", family.ip())
             }
         }
     }
@@ -270,11 +251,7 @@ fn policy_rule(
     family: Family,
     numbers: Numbers,
 ) -> fmt::Result {
-    let Numbers {
-        mark,
-        table,
-        priority,
-    } = numbers;
+    let Numbers { mark, table, priority } = numbers;
     write!(
         f,
         "{} rule {verb} fwmark {mark} lookup {table} priority {priority} protocol {PROTOCOL}",
@@ -289,8 +266,5 @@ fn local_route(
     table: TableId,
 ) -> fmt::Result {
     let ip = family.ip();
-    write!(
-        f,
-        "{ip} route {verb} local default dev lo table {table} proto {PROTOCOL}"
-    )
+    write!(f, "{ip} route {verb} local default dev lo table {table} proto {PROTOCOL}")
 }

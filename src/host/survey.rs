@@ -20,9 +20,8 @@ impl Survey {
         for &program in programs {
             for &family in families {
                 let place = Place { program, family };
-                let saved = iptables
-                    .saved(place)
-                    .with_context(|| format!("read the rules of {place}"))?;
+                let saved =
+                    iptables.saved(place).with_context(|| format!("read the rules of {place}"))?;
                 survey.places.push((place, saved));
             }
         }
@@ -50,38 +49,20 @@ impl Survey {
     pub fn broken(&self, us: Instance, steps: &[Step]) -> Vec<Place> {
         let whole = |place: Place, saved: &Saved| {
             let here = || steps.iter().filter(move |step| step.place() == Some(place));
-            let jumps = here()
-                .filter(|step| matches!(step, Step::Jump { .. }))
-                .count();
-            let entries = here()
-                .filter(|step| matches!(step, Step::Entry { .. }))
-                .count();
-            let ours = saved
-                .entries
-                .iter()
-                .filter(|(chain, _)| chain.instance == us);
-            saved
-                .jumps
-                .iter()
-                .filter(|jump| jump.to.instance == us)
-                .count()
-                == jumps
+            let jumps = here().filter(|step| matches!(step, Step::Jump { .. })).count();
+            let entries = here().filter(|step| matches!(step, Step::Entry { .. })).count();
+            let ours = saved.entries.iter().filter(|(chain, _)| chain.instance == us);
+            saved.jumps.iter().filter(|jump| jump.to.instance == us).count() == jumps
                 && ours.map(|(_, count)| count).sum::<usize>() == entries
         };
-        let places = self
-            .places
-            .iter()
-            .filter(|(place, saved)| !whole(*place, saved));
+        let places = self.places.iter().filter(|(place, saved)| !whole(*place, saved));
         places.map(|(place, _)| *place).collect()
     }
 
     /// Rules of others that this program sees.
     #[must_use]
     pub fn foreign_rules(&self, program: Program) -> usize {
-        let seen = self
-            .places
-            .iter()
-            .filter(|(place, _)| place.program == program);
+        let seen = self.places.iter().filter(|(place, _)| place.program == program);
         seen.map(|(_, saved)| saved.foreign_rules).sum()
     }
 }

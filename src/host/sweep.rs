@@ -72,10 +72,7 @@ fn look(facts: &Facts) -> Result<(Linux, Survey)> {
 /// instance died. While one lives that has no record, they may be its own, and stay.
 async fn unrecorded(kernel: &Linux, survey: &Survey, us: Option<Instance>) -> Result<Vec<Undo>> {
     let recorded = |instance: Instance| survey.records().any(|r| r.instance == instance);
-    if lease::living()?
-        .into_iter()
-        .any(|living| Some(living) != us && !recorded(living))
-    {
+    if lease::living()?.into_iter().any(|living| Some(living) != us && !recorded(living)) {
         return Ok(Vec::new());
     }
     let mut undos = Vec::new();
@@ -83,10 +80,7 @@ async fn unrecorded(kernel: &Linux, survey: &Survey, us: Option<Instance>) -> Re
         for numbers in kernel.routing.marked_as_ours(family).await? {
             if survey.records().all(|record| record.numbers != numbers) {
                 undos.push(Undo::RemovePolicyRule { family, numbers });
-                undos.push(Undo::RemoveLocalRoute {
-                    family,
-                    table: numbers.table,
-                });
+                undos.push(Undo::RemoveLocalRoute { family, table: numbers.table });
             }
         }
     }
@@ -124,20 +118,11 @@ fn leftovers(places: &[(Place, Saved)]) -> BTreeMap<Instance, Leftover> {
     let mut found: BTreeMap<Instance, Leftover> = BTreeMap::new();
     for (place, saved) in places {
         for chain in &saved.chains {
-            found
-                .entry(chain.instance)
-                .or_default()
-                .chains
-                .insert((*place, *chain));
+            found.entry(chain.instance).or_default().chains.insert((*place, *chain));
         }
         for jump in &saved.jumps {
             let jumps = &mut found.entry(jump.to.instance).or_default().jumps;
-            jumps.push((
-                *place,
-                jump.from.clone(),
-                jump.rule.clone(),
-                jump.to.purpose,
-            ));
+            jumps.push((*place, jump.from.clone(), jump.rule.clone(), jump.to.purpose));
         }
         for record in &saved.records {
             // One of the two protocols' records is enough: each names the whole.
@@ -152,14 +137,10 @@ impl Leftover {
     fn undos(&self) -> Vec<Undo> {
         let mut jumps = self.jumps.clone();
         jumps.sort_by_key(|jump| std::cmp::Reverse(jump.3));
-        let jumps = jumps
-            .into_iter()
-            .map(|(place, from, rule, _)| Undo::RemoveJump { place, from, rule });
+        let jumps =
+            jumps.into_iter().map(|(place, from, rule, _)| Undo::RemoveJump { place, from, rule });
         let recorded = self.record.iter().flat_map(recorded);
-        jumps
-            .chain(recorded)
-            .chain(self.chains_for(Purpose::Interception))
-            .collect()
+        jumps.chain(recorded).chain(self.chains_for(Purpose::Interception)).collect()
     }
 
     fn record_chains(&self) -> Vec<Undo> {
@@ -167,11 +148,7 @@ impl Leftover {
     }
 
     fn chains_for(&self, purpose: Purpose) -> impl Iterator<Item = Undo> {
-        let chains = self
-            .chains
-            .iter()
-            .rev()
-            .filter(move |(_, chain)| chain.purpose == purpose);
+        let chains = self.chains.iter().rev().filter(move |(_, chain)| chain.purpose == purpose);
         chains.map(|&(place, chain)| Undo::RemoveChain { place, chain })
     }
 }
@@ -179,10 +156,7 @@ impl Leftover {
 fn recorded(record: &Record) -> Vec<Undo> {
     let numbers = record.numbers;
     let rules = Family::BOTH.map(|family| Undo::RemovePolicyRule { family, numbers });
-    let routes = Family::BOTH.map(|family| Undo::RemoveLocalRoute {
-        family,
-        table: numbers.table,
-    });
+    let routes = Family::BOTH.map(|family| Undo::RemoveLocalRoute { family, table: numbers.table });
     let sysctls = Family::BOTH.into_iter().filter_map(|family| {
         let former = record.former.of(family)?;
         Some(Undo::RestoreNonlocalBind { family, former })

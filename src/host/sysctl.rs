@@ -27,10 +27,7 @@ pub fn read(family: Family) -> Result<Option<u8>> {
         Err(sysctl::SysctlError::NotFound(_)) => return Ok(None),
         Err(error) => return Err(error).with_context(|| format!("read sysctl {name}")),
     };
-    let value = text
-        .trim()
-        .parse()
-        .with_context(|| format!("read sysctl {name}: {text:?}"))?;
+    let value = text.trim().parse().with_context(|| format!("read sysctl {name}: {text:?}"))?;
     Ok(Some(value))
 }
 
@@ -63,10 +60,7 @@ pub fn writable(family: Family) -> bool {
 /// one for both protocols. `None`: there is nothing to tell.
 #[must_use]
 pub fn unwritable(families: &[Family]) -> Option<Problem> {
-    let names: Vec<&str> = families
-        .iter()
-        .map(|family| family.nonlocal_bind())
-        .collect();
+    let names: Vec<&str> = families.iter().map(|family| family.nonlocal_bind()).collect();
     let settings: Vec<String> = names.iter().map(|name| format!("{name}=1")).collect();
     let mounts: Vec<String> = families
         .iter()

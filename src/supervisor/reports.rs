@@ -13,7 +13,12 @@ use crate::haproxy::generation::GenerationId;
 use crate::process::exit::Exit;
 
 impl Supervisor {
-    pub(super) fn crashed(id: GenerationId, exit: Exit, in_a_row: u32, restart_in: Option<Duration>) {
+    pub(super) fn crashed(
+        id: GenerationId,
+        exit: Exit,
+        in_a_row: u32,
+        restart_in: Option<Duration>,
+    ) {
         let generation = id.number();
         if let Some(wait) = restart_in {
             let restart_in_ms = milliseconds(wait);

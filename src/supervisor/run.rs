@@ -81,11 +81,7 @@ pub struct Setting {
 }
 
 /// Runs until everything is given back; the answer is the exit status.
-pub async fn run(
-    setting: Setting,
-    signals: Signals,
-    asked: mpsc::UnboundedReceiver<Asked>,
-) -> u8 {
+pub async fn run(setting: Setting, signals: Signals, asked: mpsc::UnboundedReceiver<Asked>) -> u8 {
     let (mut supervisor, first) = Supervisor::new(setting);
     let served = AssertUnwindSafe(supervisor.serve(first, signals, asked)).catch_unwind().await;
     match served {

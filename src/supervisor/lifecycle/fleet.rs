@@ -154,10 +154,8 @@ impl Fleet {
 
     /// Carries out the fates whose time has come.
     pub(super) fn end_due(&mut self, turn: &mut Turn, grace: Duration) {
-        let due: Vec<_> = self
-            .iter()
-            .filter(|(_, g)| g.fate.at().is_some_and(|at| at <= turn.now))
-            .collect();
+        let due: Vec<_> =
+            self.iter().filter(|(_, g)| g.fate.at().is_some_and(|at| at <= turn.now)).collect();
         for (id, generation) in due {
             match generation.fate {
                 Fate::TerminateAt(_) => self.terminate(turn, id, grace),

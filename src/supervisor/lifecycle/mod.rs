@@ -298,7 +298,9 @@ impl Lifecycle {
     }
 
     fn exited(&mut self, turn: &mut Turn, id: GenerationId, exit: Exit) {
-        let Some(gone) = self.fleet.remove(id) else { return };
+        let Some(gone) = self.fleet.remove(id) else {
+            return;
+        };
         match self.state {
             State::Starting { .. } => {
                 self.refuse_reloads(turn);
@@ -451,12 +453,16 @@ impl Lifecycle {
         let grace = self.grace();
         self.fleet.end_due(turn, grace);
         match self.state {
-            State::Reloading(Reload {
-                step: ReloadStep::HandingOver { until }, next, ..
-            }) if until <= turn.now => self.handed_over(turn, next),
-            State::Recovering(Recovery {
-                step: RecoveryStep::Waiting { until }, lost, ..
-            }) if until <= turn.now => self.recover(turn, lost, false),
+            State::Reloading(Reload { step: ReloadStep::HandingOver { until }, next, .. })
+                if until <= turn.now =>
+            {
+                self.handed_over(turn, next)
+            }
+            State::Recovering(Recovery { step: RecoveryStep::Waiting { until }, lost, .. })
+                if until <= turn.now =>
+            {
+                self.recover(turn, lost, false)
+            }
             State::Stopping(Stopping { give_up_at, status }) if give_up_at <= turn.now => {
                 self.fleet.give_up();
                 self.give_back(turn, status);

@@ -61,7 +61,9 @@ pub enum Event {
     ResumeWanted,
     StopWanted(Stop),
     /// Something that was asked for could not be set up on the host: end with this status.
-    HostFailed { status: u8 },
+    HostFailed {
+        status: u8,
+    },
     /// `wake_at` has come.
     Tick,
 }
@@ -85,9 +87,16 @@ pub enum Refusal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Start a generation; `from` is the one whose listeners it inherits.
-    Launch { id: GenerationId, from: Option<GenerationId>, why: Why },
+    Launch {
+        id: GenerationId,
+        from: Option<GenerationId>,
+        why: Why,
+    },
     /// Take over what the new generation does not inherit by itself; answer with `HandedOver`.
-    HandOver { from: GenerationId, to: GenerationId },
+    HandOver {
+        from: GenerationId,
+        to: GenerationId,
+    },
     /// SIGUSR1: no new connections, finish the sessions.
     Drain(GenerationId),
     /// SIGTERM: end the sessions.
@@ -98,12 +107,25 @@ pub enum Action {
     Resume(GenerationId),
     Intercept,
     StopIntercepting,
-    ReloadTaken { from: GenerationId, to: GenerationId },
+    ReloadTaken {
+        from: GenerationId,
+        to: GenerationId,
+    },
     /// `id` is the generation that was tried; without it none was launched.
-    ReloadRefused { id: Option<GenerationId>, why: Refusal },
-    Crashed { id: GenerationId, exit: Exit, in_a_row: u32, restart_in: Option<Duration> },
+    ReloadRefused {
+        id: Option<GenerationId>,
+        why: Refusal,
+    },
+    Crashed {
+        id: GenerationId,
+        exit: Exit,
+        in_a_row: u32,
+        restart_in: Option<Duration>,
+    },
     /// Nothing is alive any more: give the host back, then exit with this status.
-    TearDown { status: u8 },
+    TearDown {
+        status: u8,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -40,13 +40,14 @@ pub(crate) fn words(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-/// `docker run --rm` with these options, in the foreground.
+/// `docker run --rm` with these options, in the foreground. One that does not end is made to, and fails.
 pub(crate) fn run(options: &[&str], arguments: &[&str]) -> Output {
     let image = image();
-    output(
-        "docker",
-        &[&["run", "--rm"], options, &[&image], arguments].concat(),
-    )
+    let patience = PATIENCE.as_secs().to_string();
+    let docker = ["--signal=INT", &patience, "docker", "run", "--rm"];
+    let output = output("timeout", &[&docker, options, &[&image], arguments].concat());
+    assert_ne!(output.status.code(), Some(124), "still running after {patience} s: {output:?}");
+    output
 }
 
 /// Asks again until there is an answer, or fails with what was hoped for.

@@ -9,14 +9,15 @@ defaults
     timeout connect 5s
     timeout client 10s
     timeout server 10s
-    http-response set-header via hapilot
 listen four
     bind 10.77.1.1:80
     source 0.0.0.0 usesrc clientip
+    http-response set-header via hapilot
     server origin 10.77.2.2:80
 listen six
     bind [fd77:1::1]:80
-    source :: usesrc clientip
+    source [::] usesrc clientip
+    http-response set-header via hapilot
     server origin [fd77:2::2]:80
 ";
 
@@ -26,14 +27,15 @@ defaults
     timeout connect 5s
     timeout client 10s
     timeout server 10s
-    http-response set-header via hapilot
 listen four
     bind 0.0.0.0:8080 transparent
     source 0.0.0.0 usesrc clientip
+    http-response set-header via hapilot
     server origin 10.77.2.2:80
 listen six
     bind [::]:8080 v6only transparent
-    source :: usesrc clientip
+    source [::] usesrc clientip
+    http-response set-header via hapilot
     server origin [fd77:2::2]:80
 ";
 

@@ -142,6 +142,7 @@ fn link(far: &str, balancer: &str, subnet: u8, hosts: [&str; 2]) {
             pid,
             &format!("ip -6 address add fd77:{subnet}::{host}/64 dev {device} nodad"),
         );
-        inside(pid, &format!("ip link set {device} up"));
+        // a link-local address would come into the routes whenever the kernel is sure of it
+        inside(pid, &format!("ip link set {device} addrgenmode none up"));
     }
 }

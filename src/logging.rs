@@ -11,13 +11,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::process::readiness::writable as writable_again;
 use crate::settings::LogFormat;
 
 const MOST_WAITING: usize = 1024 * 1024;
@@ -41,7 +41,9 @@ pub struct Log {
 #[must_use]
 pub fn start(format: LogFormat, level: LevelFilter) -> Log {
     let log = Log::default();
-    let fmt = tracing_subscriber::fmt::layer().with_writer(log.clone()).with_ansi(false);
+    let fmt = tracing_subscriber::fmt::layer()
+        .with_writer(log.clone())
+        .with_ansi(false);
     let registry = tracing_subscriber::registry().with(level);
     // A second start in one process (only tests do that) keeps the first.
     let _ = match format {
@@ -74,9 +76,10 @@ impl Log {
             self.stuck.notified().await;
             while !self.waiting().write_what_fits() {
                 // A regular file cannot be watched, and never makes us wait either.
-                let Ok(stderr) = rustix::io::dup(io::stderr().as_fd()) else { break };
-                let Ok(stderr) = AsyncFd::new(stderr) else { break };
-                if stderr.writable().await.is_err() {
+                let Ok(stderr) = rustix::io::dup(io::stderr().as_fd()) else {
+                    break;
+                };
+                if writable_again(stderr).await.is_err() {
                     break;
                 }
             }
@@ -124,7 +127,10 @@ impl Waiting {
 fn writable(wait: Duration) -> bool {
     let stderr = io::stderr();
     let mut fds = [PollFd::new(&stderr, PollFlags::OUT)];
-    let wait = Timespec::try_from(wait).unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 });
+    let wait = Timespec::try_from(wait).unwrap_or(Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    });
     // An end without a reader counts as writable: the write then says so.
     matches!(poll(&mut fds, Some(&wait)), Ok(1..))
 }
@@ -157,6 +163,9 @@ impl<'a> MakeWriter<'a> for Log {
     type Writer = Line;
 
     fn make_writer(&'a self) -> Line {
-        Line { log: self.clone(), bytes: Vec::new() }
+        Line {
+            log: self.clone(),
+            bytes: Vec::new(),
+        }
     }
 }

@@ -56,6 +56,10 @@ impl Receipt {
 
     #[must_use]
     pub fn refused(at: String, reason: impl Into<String>) -> Self {
-        Self { verdict: Verdict::Refused, reason: Some(reason.into()), ..Self::taken(at) }
+        Self {
+            verdict: Verdict::Refused,
+            reason: Some(reason.into()),
+            ..Self::taken(at)
+        }
     }
 }

@@ -105,6 +105,31 @@ mod tests {
     }
 
     #[test]
+    fn an_unreadable_file_is_named_with_the_reason() {
+        use rustix::process::{Uid, geteuid};
+        use std::os::unix::fs::PermissionsExt;
+
+        let dir = tree(&[("a.cfg", "")]);
+        let set = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let file = dir.path().join("a.cfg");
+        set(dir.path(), 0o755);
+        set(&file, 0o000);
+        // Root may read anything; a user is a property of the thread, so this one stops being root.
+        let judge = || {
+            if geteuid().is_root() {
+                let nobody = Uid::from_raw(65534);
+                rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+            }
+            [usable(&file), usable(dir.path())]
+        };
+        let answers = std::thread::scope(|scope| scope.spawn(judge).join().unwrap());
+        let expected = format!("cannot read {}: permission denied", file.display());
+        assert_eq!(answers, [Err(expected.clone()), Err(expected)]);
+    }
+
+    #[test]
     fn all_files_are_read_in_haproxys_order() {
         let dir = tree(&[
             ("20.cfg", "global\n maxconn 20\n"),

@@ -1,6 +1,5 @@
 //! One instance's hold on the host: set up, switched, told about, taken down.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -120,7 +119,8 @@ impl Host {
     }
 
     /// Already off is not an error.
-    pub async fn intercept_off(&mut self) -> Result<(), TearDownError> {
+    pub async fn intercept_off(&mut self, until: Instant) -> Result<(), TearDownError> {
+        self.kernel.finish_by(until);
         collected(self.interception.roll_back(&mut self.kernel).await)
     }
 
@@ -234,7 +234,7 @@ async fn picture(
     for &family in families {
         picture.rules.extend(kernel.routing.rules(family).await?);
     }
-    picture.tables = tables(kernel, wanted, families).await?;
+    look_at_tables(&mut picture, kernel, wanted, families).await?;
     let recorded = survey
         .records()
         .map(|r| claimed(r.numbers.mark.value(), r.numbers.mark.mask()));
@@ -261,23 +261,27 @@ fn ruleset_marks(kernel: &Linux) -> u32 {
 
 /// Those that matter: the one that is fixed, or up to the first that is free. A host may have a
 /// million routes in the others.
-async fn tables(kernel: &Linux, wanted: &Wanted, families: &[Family]) -> Result<BTreeSet<u32>> {
+async fn look_at_tables(
+    picture: &mut Picture,
+    kernel: &Linux,
+    wanted: &Wanted,
+    families: &[Family],
+) -> Result<()> {
     let candidates = match wanted.table {
         Some(table) => table.number()..table.number().saturating_add(1),
         None => tproxy::FIRST_TABLE..tproxy::FIRST_TABLE + tproxy::TABLES,
     };
-    let mut used = BTreeSet::new();
     for table in candidates {
-        let mut free = true;
         for &family in families {
-            free &= !kernel.routing.table_in_use(family, table).await?;
+            if kernel.routing.table_in_use(family, table).await? {
+                picture.tables.insert(table);
+            }
         }
-        if free {
+        if !picture.table_in_use(table) {
             break;
         }
-        used.insert(table);
     }
-    Ok(used)
+    Ok(())
 }
 
 /// What is to be written down before a sysctl is written. One that is 1 because of another living

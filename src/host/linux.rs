@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result, anyhow, bail};
 use tracing::{debug, warn};
 
 use super::applied::Kernel;
@@ -130,5 +130,34 @@ impl Kernel for Linux {
             }
             Undo::RemoveLocalRoute { family, table } => self.remove_route(*family, *table).await,
         }
+    }
+
+    async fn apply_together(&mut self, steps: &[Step]) -> Result<()> {
+        let place = steps
+            .first()
+            .and_then(Step::fills)
+            .context("fill chains of one place")?;
+        let lines = steps.iter().map(|step| match step {
+            Step::Chain { chain, .. } => Ok(format!("-N {chain}")),
+            Step::Entry { chain, rule, .. } => Ok(format!("-A {chain} {rule}")),
+            other => Err(anyhow!("{other} fills no chain")),
+        });
+        self.iptables
+            .transaction(place, &lines.collect::<Result<Vec<_>>>()?)
+    }
+
+    async fn undo_together(&mut self, undos: &[Undo]) -> Result<()> {
+        let place = undos
+            .first()
+            .and_then(Undo::empties)
+            .context("empty chains of one place")?;
+        let mut lines = Vec::new();
+        for undo in undos.iter().rev() {
+            let Undo::RemoveChain { chain, .. } = undo else {
+                bail!("{undo} empties no chain")
+            };
+            lines.extend([format!("-F {chain}"), format!("-X {chain}")]);
+        }
+        self.iptables.transaction(place, &lines)
     }
 }

@@ -62,6 +62,19 @@ impl Program {
         }
     }
 
+    /// Several changes in one transaction.
+    #[must_use]
+    pub fn restore_command(self, family: Family) -> &'static str {
+        match (self, family) {
+            (Self::Nft, Family::V4) => "iptables-nft-restore",
+            (Self::Nft, Family::V6) => "ip6tables-nft-restore",
+            (Self::Legacy, Family::V4) => "iptables-legacy-restore",
+            (Self::Legacy, Family::V6) => "ip6tables-legacy-restore",
+            (Self::Plain, Family::V4) => "iptables-restore",
+            (Self::Plain, Family::V6) => "ip6tables-restore",
+        }
+    }
+
     #[must_use]
     pub fn save_command(self, family: Family) -> &'static str {
         match (self, family) {
@@ -150,6 +163,15 @@ pub enum Undo {
 }
 
 impl Step {
+    /// Neighbours with the same place fill chains of ours: one transaction can do them all.
+    #[must_use]
+    pub fn fills(&self) -> Option<Place> {
+        match self {
+            Self::Chain { place, .. } | Self::Entry { place, .. } => Some(*place),
+            _ => None,
+        }
+    }
+
     /// `None`: it goes when something else goes.
     #[must_use]
     pub fn undo(&self) -> Option<Undo> {
@@ -165,6 +187,15 @@ impl Step {
 }
 
 impl Undo {
+    /// Neighbours with the same place remove chains of ours: one transaction can do them all.
+    #[must_use]
+    pub fn empties(&self) -> Option<Place> {
+        match self {
+            Self::RemoveChain { place, .. } => Some(*place),
+            _ => None,
+        }
+    }
+
     /// What is there, in a few words, for `hapilot status`.
     #[must_use]
     pub fn subject(&self) -> String {
@@ -285,9 +316,7 @@ impl Plan {
         let mut foundation = Vec::new();
         for &family in *families {
             foundation.extend(draft.diversion_chain(family));
-        }
-        if !intercept.is_empty() {
-            for &family in *families {
+            if !intercept.is_empty() {
                 foundation.extend(draft.interception_chain(family));
             }
         }
@@ -415,4 +444,116 @@ impl Draft<'_> {
 fn tproxy(intercept: Intercept, mark: FwMark) -> String {
     let Intercept { from, to } = intercept;
     format!("-p tcp --dport {from} -j TPROXY --on-port {to} --tproxy-mark {mark}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::instance::Instance;
+    use crate::host::mark::Port;
+    use crate::host::record::Former;
+
+    const GOLDEN: &str = "\
+# before HAProxy starts
+iptables-legacy -t mangle -N HAPILOT-00c0ffee
+    # undo: iptables-legacy -t mangle -F HAPILOT-00c0ffee && iptables-legacy -t mangle -X HAPILOT-00c0ffee
+iptables-legacy -t mangle -A HAPILOT-00c0ffee -m comment --comment hapilot:00c0ffee:0x10000000/0x10000000:29000:170:0:- -j MARK --set-xmark 0x10000000/0x10000000
+    # undo: goes with its chain
+iptables-legacy -t mangle -A HAPILOT-00c0ffee -j ACCEPT
+    # undo: goes with its chain
+iptables-legacy -t mangle -N HAPILOT-00c0ffee-TPROXY
+    # undo: iptables-legacy -t mangle -F HAPILOT-00c0ffee-TPROXY && iptables-legacy -t mangle -X HAPILOT-00c0ffee-TPROXY
+iptables-legacy -t mangle -A HAPILOT-00c0ffee-TPROXY -p tcp --dport 80 -j TPROXY --on-port 8080 --tproxy-mark 0x10000000/0x10000000
+    # undo: goes with its chain
+sysctl -w net.ipv4.ip_nonlocal_bind=1
+    # undo: sysctl -w net.ipv4.ip_nonlocal_bind=0
+ip route add local default dev lo table 29000 proto 122
+    # undo: ip route del local default dev lo table 29000 proto 122
+ip rule add fwmark 0x10000000/0x10000000 lookup 29000 priority 170 protocol 122
+    # undo: ip rule del fwmark 0x10000000/0x10000000 lookup 29000 priority 170 protocol 122
+iptables-legacy -t mangle -A PREROUTING -p tcp -m socket --transparent -j HAPILOT-00c0ffee
+    # undo: iptables-legacy -t mangle -D PREROUTING -p tcp -m socket --transparent -j HAPILOT-00c0ffee
+# when HAProxy is ready
+iptables-legacy -t mangle -A PREROUTING ! -i lo -p tcp -j HAPILOT-00c0ffee-TPROXY
+    # undo: iptables-legacy -t mangle -D PREROUTING ! -i lo -p tcp -j HAPILOT-00c0ffee-TPROXY
+";
+
+    fn draft<'a>(families: &'a [Family], intercept: &'a [Intercept]) -> Draft<'a> {
+        let record = Record {
+            instance: Instance::new(0x00c0_ffee),
+            numbers: Numbers {
+                mark: FwMark::new(1 << 28, 1 << 28).unwrap(),
+                table: TableId::new(29_000).unwrap(),
+                priority: 170,
+            },
+            former: Former {
+                v4: Some(0),
+                v6: None,
+            },
+        };
+        Draft {
+            program: Program::Legacy,
+            families,
+            record,
+            intercept,
+        }
+    }
+
+    fn intercept() -> [Intercept; 1] {
+        let port = |number| Port::new(number).unwrap();
+        [Intercept {
+            from: port(80),
+            to: port(8080),
+        }]
+    }
+
+    #[test]
+    fn the_plan_reads_as_a_person_would_type_it() {
+        let plan = Plan::new(&draft(&[Family::V4], &intercept()));
+        assert_eq!(plan.to_string(), GOLDEN);
+    }
+
+    #[test]
+    fn ipv6_has_the_same_steps_in_its_own_words() {
+        let plan = Plan::new(&draft(&Family::BOTH, &intercept()));
+        let text: Vec<String> = plan.steps().map(ToString::to_string).collect();
+        for line in [
+            "ip6tables-legacy -t mangle -N HAPILOT-00c0ffee",
+            "ip -6 route add local default dev lo table 29000 proto 122",
+            "ip -6 rule add fwmark 0x10000000/0x10000000 lookup 29000 priority 170 protocol 122",
+        ] {
+            assert!(text.iter().any(|step| step == line), "{line} in {text:#?}");
+        }
+        // Its former value is not known, so it is not ours to write.
+        assert!(!text.iter().any(|step| step.contains("net.ipv6")));
+    }
+
+    #[test]
+    fn the_record_is_first_the_jump_is_last_and_nothing_is_diverted_before() {
+        let plan = Plan::new(&draft(&Family::BOTH, &intercept()));
+        assert!(matches!(plan.foundation[0], Step::Chain { .. }));
+        assert!(
+            plan.foundation[1]
+                .to_string()
+                .contains("--comment hapilot:00c0ffee:")
+        );
+        let jumps = plan
+            .foundation
+            .iter()
+            .map(|s| matches!(s, Step::Jump { .. }));
+        let first_jump = jumps.clone().position(|is_jump| is_jump).unwrap();
+        assert!(jumps.skip(first_jump).all(|is_jump| is_jump));
+        assert!(
+            plan.interception
+                .iter()
+                .all(|s| matches!(s, Step::Jump { .. }))
+        );
+    }
+
+    #[test]
+    fn without_intercepts_there_is_no_chain_for_them() {
+        let plan = Plan::new(&draft(&Family::BOTH, &[]));
+        assert_eq!(plan.interception, []);
+        assert!(!plan.to_string().contains("TPROXY"));
+    }
 }

@@ -286,3 +286,42 @@ fn kernel_mend(program: Program) -> &'static str {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn first(counts: &[(Program, usize)]) -> Option<Program> {
+        preferences(counts).first().map(|(program, _)| *program)
+    }
+
+    #[test]
+    fn legacy_comes_first_only_where_it_has_rules_and_nft_has_none() {
+        use Program::{Legacy, Nft, Plain};
+        assert_eq!(first(&[(Nft, 0), (Legacy, 0)]), Some(Nft));
+        assert_eq!(first(&[(Nft, 0), (Legacy, 3)]), Some(Legacy));
+        assert_eq!(first(&[(Nft, 1), (Legacy, 3)]), Some(Nft));
+        assert_eq!(first(&[(Legacy, 0)]), Some(Legacy));
+        assert_eq!(first(&[(Plain, 0)]), Some(Plain));
+        assert_eq!(first(&[]), None);
+    }
+
+    #[test]
+    fn the_other_program_is_tried_when_the_first_does_not_work() {
+        let order: Vec<_> = preferences(&[(Program::Nft, 0), (Program::Legacy, 2)])
+            .into_iter()
+            .map(|(program, _)| program)
+            .collect();
+        assert_eq!(order, [Program::Legacy, Program::Nft]);
+    }
+
+    #[test]
+    fn a_run_directory_that_cannot_be_made_is_a_problem_with_its_flag() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let problem = run_directory(&file.path().join("hapilot")).unwrap();
+        assert!(problem.what.contains("is not a directory"), "{problem}");
+        assert!(problem.mend.contains("--tmpfs /run"), "{problem}");
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(run_directory(&directory.path().join("a/b")), None);
+    }
+}

@@ -57,7 +57,9 @@ impl Picture {
         })
     }
 
-    fn table_in_use(&self, table: u32) -> bool {
+    /// By a route or by a rule.
+    #[must_use]
+    pub fn table_in_use(&self, table: u32) -> bool {
         self.tables.contains(&table) || self.rules.iter().any(|rule| rule.table == table)
     }
 }
@@ -148,11 +150,11 @@ fn table_warning(picture: &Picture, table: TableId) -> Option<Problem> {
 mod tests {
     use super::*;
 
-    fn rule(priority: u32, mark: u32, mask: u32, table: u32) -> Rule {
+    fn rule(priority: u32, mark: u32, bits: u32, table: u32) -> Rule {
         Rule {
             priority,
             mark,
-            mask,
+            mask: bits,
             table,
             protocol: 0,
         }
@@ -199,7 +201,7 @@ mod tests {
         assert_eq!(numbers(&picture).mark.value(), 1 << 27);
         // Everything but what they leave: only a bit that is nobody's may come out.
         let crowded = Picture {
-            marks: !(0x00ff_0000 | 0x4000 | 0x8000 | 0x1 | 0x20),
+            marks: !(0x00ff_0000 | 0x1 | 0x20),
             ..picture
         };
         assert_eq!(numbers(&crowded).mark.value(), 0x20);

@@ -30,12 +30,18 @@ pub fn descriptions(mut bytes: &[u8], count: usize) -> Result<Vec<Description>, 
         let (namespace, rest) = name(bytes).ok_or_else(|| torn(found.len()))?;
         let (interface, rest) = name(rest).ok_or_else(|| torn(found.len()))?;
         bytes = rest.get(OPTIONS..).ok_or_else(|| torn(found.len()))?;
-        found.push(Description { namespace, interface });
+        found.push(Description {
+            namespace,
+            interface,
+        });
     }
     if found.len() == count {
         Ok(found)
     } else {
-        Err(format!("{count} descriptors came with {} descriptions", found.len()))
+        Err(format!(
+            "{count} descriptors came with {} descriptions",
+            found.len()
+        ))
     }
 }
 
@@ -69,7 +75,10 @@ mod tests {
             namespace: Some("red".to_owned()),
             interface: Some("eth0".to_owned()),
         };
-        assert_eq!(descriptions(&bytes, 2), Ok(vec![named, Description::default()]));
+        assert_eq!(
+            descriptions(&bytes, 2),
+            Ok(vec![named, Description::default()])
+        );
     }
 
     #[test]

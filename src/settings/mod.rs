@@ -1,10 +1,11 @@
 //! What the environment asks for. Every mistake is collected and reported at once.
 //!
-//! `value` parses one text, `variables` knows the names and puts them together, `mistake` is what
-//! an operator reads. All of it is pure: the variables come in as values, so tests never touch the
-//! process's own, and the one look at the file system is handed in as a function.
+//! `names` lists the variables, `value` parses one text, `variables` puts them together, `mistake`
+//! is what an operator reads. All of it is pure: the variables come in as values, so tests never
+//! touch the process's own, and the one look at the file system is handed in as a function.
 
 mod mistake;
+mod names;
 mod value;
 mod variables;
 

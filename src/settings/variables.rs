@@ -1,4 +1,4 @@
-//! Decides: which variables there are, and what they say together. A variable that is empty counts
+//! Decides: what the variables say together. A variable that is empty counts
 //! as unset, for a compose file cannot do otherwise with an optional one.
 
 use std::collections::BTreeMap;
@@ -9,146 +9,16 @@ use std::time::Duration;
 use serde::Deserialize;
 use tracing::level_filters::LevelFilter;
 
+use super::names::{self, Variable};
 use super::value;
 use super::{
     Firewall, LogFormat, Mistake, Mistakes, OnCrash, Predecessors, Settings, Transparent, Warning,
 };
 use crate::host::mark::Port;
 
-const PREFIX: &str = "HAPROXY_";
 const DEADLINE: Duration = Duration::from_secs(295);
 const GENERATIONS: usize = 8;
 const DEFAULT_PORTS: [u16; 2] = [80, 443];
-
-/// One variable as the operator knows it.
-struct Variable {
-    name: &'static str,
-    expected: &'static str,
-    example: &'static str,
-}
-
-const fn variable(name: &'static str, expected: &'static str, example: &'static str) -> Variable {
-    Variable {
-        name,
-        expected,
-        example,
-    }
-}
-
-const PORTS: Variable = variable(
-    "HAPROXY_PORTS",
-    "ports from 1 to 65535 separated by commas",
-    "80,443",
-);
-const PIDS: Variable = variable(
-    "HAPROXY_PIDS",
-    "PIDs separated by commas or blanks, or auto",
-    "\"4711 4712\"",
-);
-const CONFIG: Variable = variable(
-    "HAPROXY_CONFIG",
-    "a readable configuration file, or a directory with *.cfg files",
-    "/usr/local/etc/haproxy/haproxy.cfg",
-);
-const TRANSPARENT: Variable = variable("HAPROXY_TRANSPARENT", "auto, on or off", "auto");
-const INTERCEPT: Variable = variable(
-    "HAPROXY_INTERCEPT",
-    "pairs FROM:TO of ports separated by commas, each FROM once",
-    "80:8080,443:8443",
-);
-const FIREWALL: Variable = variable(
-    "HAPROXY_FIREWALL",
-    "auto or iptables (this version has no other)",
-    "auto",
-);
-const MARK: Variable = variable(
-    "HAPROXY_MARK",
-    "VALUE or VALUE/MASK in hexadecimal or decimal, with at least one bit and none outside MASK",
-    "0x100/0x100",
-);
-const TABLE: Variable = variable(
-    "HAPROXY_TABLE",
-    "a number from 1 to 4294967295 other than 253, 254 and 255",
-    "7100",
-);
-const STOP_DEADLINE: Variable = variable(
-    "HAPROXY_STOP_DEADLINE",
-    "a length of time from 1s to 7d",
-    "295s",
-);
-const DRAIN_DEADLINE: Variable = variable(
-    "HAPROXY_DRAIN_DEADLINE",
-    "a length of time from 1s to 7d",
-    "5m",
-);
-const MAX_GENERATIONS: Variable = variable("HAPROXY_MAX_GENERATIONS", "a number from 2 to 64", "8");
-const ON_CRASH: Variable = variable("HAPROXY_ON_CRASH", "restart or exit", "restart");
-const LOG_FORMAT: Variable = variable("HAPROXY_LOG_FORMAT", "text or json", "json");
-const LOG_LEVEL: Variable = variable(
-    "HAPROXY_LOG_LEVEL",
-    "error, warn, info, debug or trace",
-    "info",
-);
-
-const OURS: [&Variable; 14] = [
-    &PORTS,
-    &PIDS,
-    &CONFIG,
-    &TRANSPARENT,
-    &INTERCEPT,
-    &FIREWALL,
-    &MARK,
-    &TABLE,
-    &STOP_DEADLINE,
-    &DRAIN_DEADLINE,
-    &MAX_GENERATIONS,
-    &ON_CRASH,
-    &LOG_FORMAT,
-    &LOG_LEVEL,
-];
-
-/// Announced, but not part of this version.
-const NOT_YET: [&str; 4] = [
-    "HAPROXY_RELOAD_GUARD",
-    "HAPROXY_METRICS",
-    "HAPROXY_WATCH",
-    "HAPROXY_DISCOVERY",
-];
-
-/// HAProxy's own: set by it for its children and checks, or by its official image.
-const HAPROXYS: [&str; 31] = [
-    "HAPROXY_BRANCH",
-    "HAPROXY_CFGFILES",
-    "HAPROXY_CLI",
-    "HAPROXY_HTTPS_LOG_FMT",
-    "HAPROXY_HTTP_CLF_LOG_FMT",
-    "HAPROXY_HTTP_LOG_FMT",
-    "HAPROXY_KEYLOG_BC_LOG_FMT",
-    "HAPROXY_KEYLOG_FC_LOG_FMT",
-    "HAPROXY_LOCALPEER",
-    "HAPROXY_MASTER_CLI",
-    "HAPROXY_MWORKER",
-    "HAPROXY_MWORKER_REEXEC",
-    "HAPROXY_PROCESSES",
-    "HAPROXY_PROXY_ADDR",
-    "HAPROXY_PROXY_ID",
-    "HAPROXY_PROXY_NAME",
-    "HAPROXY_PROXY_PORT",
-    "HAPROXY_SERVER_ADDR",
-    "HAPROXY_SERVER_CURCONN",
-    "HAPROXY_SERVER_ID",
-    "HAPROXY_SERVER_MAXCONN",
-    "HAPROXY_SERVER_NAME",
-    "HAPROXY_SERVER_PORT",
-    "HAPROXY_SERVER_PROTO",
-    "HAPROXY_SERVER_SSL",
-    "HAPROXY_SHA256",
-    "HAPROXY_STARTUP_VERSION",
-    "HAPROXY_TCP_CLF_LOG_FMT",
-    "HAPROXY_TCP_LOG_FMT",
-    "HAPROXY_URL",
-    "HAPROXY_VERSION",
-];
 
 /// The variables as text, before anything is parsed: `envy` stops at its first error, and we want
 /// to report them all.
@@ -179,17 +49,21 @@ impl Settings {
     ) -> Result<(Self, Vec<Warning>), Mistakes> {
         let mut reader = Reader::default();
         let set = reader.collect(variables);
-        let texts: Texts = envy::prefixed(PREFIX)
+        let texts: Texts = envy::prefixed(names::PREFIX)
             .from_iter(set)
             .expect("each field is an optional text and each name is there once");
         let settings = reader.settings(&texts, usable);
         if settings.transparent == Transparent::Off && !settings.intercept.is_empty() {
-            let reason = format!("{}=off rules it out", TRANSPARENT.name);
+            let reason = format!("{}=off rules it out", names::TRANSPARENT.name);
             let text = texts.intercept.unwrap_or_default();
-            reader.mistake(&INTERCEPT, &text, reason);
+            reader.mistake(&names::INTERCEPT, &text, reason);
         }
         if settings.pids != Predecessors::None {
-            reader.warn(PIDS.name, "this version does not take over from other processes yet; nothing is signalled and nothing is taken over");
+            reader.warn(
+                names::PIDS.name,
+                "this version does not take over from other processes yet: nothing is signalled \
+                 and nothing is taken over",
+            );
         }
         if reader.mistakes.is_empty() {
             Ok((settings, reader.warnings))
@@ -217,7 +91,7 @@ impl Reader {
             if is_blank(&value) {
                 continue;
             }
-            if let Some(ours) = OURS.iter().find(|ours| ours.name == name) {
+            if let Some(ours) = names::OURS.iter().find(|ours| ours.name == name) {
                 match value.to_str() {
                     // getenv(3) answers with the first of two, and so do we.
                     Some(text) => {
@@ -226,9 +100,9 @@ impl Reader {
                     }
                     None => self.mistake(ours, &value.to_string_lossy(), "it is not UTF-8".into()),
                 }
-            } else if NOT_YET.contains(&name) {
+            } else if names::NOT_YET.contains(&name) {
                 self.warn(name, "this version does not have it yet; it is ignored");
-            } else if let Some(meant) = nearly_ours(name) {
+            } else if let Some(meant) = names::nearly_ours(name) {
                 self.warn(
                     name,
                     &format!("there is no such setting, it is ignored; {meant} is one"),
@@ -245,66 +119,74 @@ impl Reader {
     ) -> Settings {
         Settings {
             ports: self
-                .read(&PORTS, texts.ports.as_ref(), value::ports)
+                .read(&names::PORTS, texts.ports.as_ref(), value::ports)
                 .unwrap_or_else(|| DEFAULT_PORTS.into_iter().filter_map(Port::new).collect()),
             pids: self
-                .read(&PIDS, texts.pids.as_ref(), value::pids)
+                .read(&names::PIDS, texts.pids.as_ref(), value::pids)
                 .unwrap_or(Predecessors::None),
-            config: self.read(&CONFIG, texts.config.as_ref(), |text| {
+            config: self.read(&names::CONFIG, texts.config.as_ref(), |text| {
                 usable(Path::new(text)).map(|()| PathBuf::from(text))
             }),
             transparent: self
-                .read(&TRANSPARENT, texts.transparent.as_ref(), |text| {
+                .read(&names::TRANSPARENT, texts.transparent.as_ref(), |text| {
                     let (auto, on, off) = (Transparent::Auto, Transparent::On, Transparent::Off);
                     value::choice(text, &[("auto", auto), ("on", on), ("off", off)])
                 })
                 .unwrap_or(Transparent::Auto),
             intercept: self
-                .read(&INTERCEPT, texts.intercept.as_ref(), value::intercept)
+                .read(
+                    &names::INTERCEPT,
+                    texts.intercept.as_ref(),
+                    value::intercept,
+                )
                 .unwrap_or_default(),
             firewall: self
-                .read(&FIREWALL, texts.firewall.as_ref(), |text| {
+                .read(&names::FIREWALL, texts.firewall.as_ref(), |text| {
                     let choices = [("auto", Firewall::Auto), ("iptables", Firewall::Iptables)];
                     value::choice(text, &choices)
                 })
                 .unwrap_or(Firewall::Auto),
-            mark: self.read(&MARK, texts.mark.as_ref(), value::mark),
-            table: self.read(&TABLE, texts.table.as_ref(), value::table),
+            mark: self.read(&names::MARK, texts.mark.as_ref(), value::mark),
+            table: self.read(&names::TABLE, texts.table.as_ref(), value::table),
             stop_deadline: self
                 .read(
-                    &STOP_DEADLINE,
+                    &names::STOP_DEADLINE,
                     texts.stop_deadline.as_ref(),
                     value::deadline,
                 )
                 .unwrap_or(DEADLINE),
             drain_deadline: self
                 .read(
-                    &DRAIN_DEADLINE,
+                    &names::DRAIN_DEADLINE,
                     texts.drain_deadline.as_ref(),
                     value::deadline,
                 )
                 .unwrap_or(DEADLINE),
             max_generations: self
                 .read(
-                    &MAX_GENERATIONS,
+                    &names::MAX_GENERATIONS,
                     texts.max_generations.as_ref(),
                     value::generations,
                 )
                 .unwrap_or(GENERATIONS),
             on_crash: self
-                .read(&ON_CRASH, texts.on_crash.as_ref(), |text| {
+                .read(&names::ON_CRASH, texts.on_crash.as_ref(), |text| {
                     let choices = [("restart", OnCrash::Restart), ("exit", OnCrash::Exit)];
                     value::choice(text, &choices)
                 })
                 .unwrap_or(OnCrash::Restart),
             log_format: self
-                .read(&LOG_FORMAT, texts.log_format.as_ref(), |text| {
+                .read(&names::LOG_FORMAT, texts.log_format.as_ref(), |text| {
                     let choices = [("text", LogFormat::Text), ("json", LogFormat::Json)];
                     value::choice(text, &choices)
                 })
                 .unwrap_or(LogFormat::Text),
             log_level: self
-                .read(&LOG_LEVEL, texts.log_level.as_ref(), value::log_level)
+                .read(
+                    &names::LOG_LEVEL,
+                    texts.log_level.as_ref(),
+                    value::log_level,
+                )
                 .unwrap_or(LevelFilter::INFO),
         }
     }
@@ -347,27 +229,6 @@ impl Reader {
 
 fn is_blank(value: &OsStr) -> bool {
     value.to_str().is_some_and(|text| text.trim().is_empty())
-}
-
-/// The setting that was probably meant. Variables that users made up for their own configuration
-/// are common, so only a slip of the fingers counts: one in a short name, two in a long one.
-fn nearly_ours(name: &str) -> Option<&'static str> {
-    let upper = name.to_ascii_uppercase();
-    let own = upper.strip_prefix(PREFIX)?;
-    if HAPROXYS.contains(&name) {
-        return None;
-    }
-    OURS.iter()
-        .map(|ours| ours.name)
-        .map(|ours| {
-            (
-                strsim::damerau_levenshtein(own, &ours[PREFIX.len()..]),
-                ours,
-            )
-        })
-        .filter(|(distance, ours)| *distance <= if ours.len() - PREFIX.len() < 8 { 1 } else { 2 })
-        .min()
-        .map(|(_, ours)| ours)
 }
 
 #[cfg(test)]
@@ -479,10 +340,10 @@ mod tests {
 
     #[test]
     fn an_empty_variable_counts_as_unset() {
-        let all: Vec<_> = OURS
+        let all: Vec<_> = names::OURS
             .iter()
             .map(|v| v.name)
-            .chain(NOT_YET)
+            .chain(names::NOT_YET)
             .map(|n| (n, " "))
             .collect();
         assert_eq!(read(&all).unwrap(), read(&[]).unwrap());
@@ -564,7 +425,10 @@ mod tests {
 
     #[test]
     fn the_examples_that_mistakes_give_are_themselves_valid() {
-        for variable in OURS.iter().filter(|variable| variable.name != CONFIG.name) {
+        for variable in names::OURS
+            .iter()
+            .filter(|variable| variable.name != names::CONFIG.name)
+        {
             let example = variable.example.trim_matches('"');
             assert!(
                 read(&[(variable.name, example)]).is_ok(),
@@ -602,49 +466,18 @@ mod tests {
     }
 
     #[test]
+    fn a_variable_that_is_nearly_ours_is_warned_about_with_the_one_meant() {
+        let warned = warnings(&[("HAPROXY_PORT", "80"), ("HAPROXY_BACKEND", "x")]);
+        let expected =
+            "HAPROXY_PORT: there is no such setting, it is ignored; HAPROXY_PORTS is one";
+        assert_eq!(warned, [expected]);
+    }
+
+    #[test]
     fn settings_of_later_versions_are_warned_about() {
-        let variables: Vec<_> = NOT_YET.iter().map(|name| (*name, "on")).collect();
+        let variables: Vec<_> = names::NOT_YET.iter().map(|name| (*name, "on")).collect();
         let warnings = warnings(&variables);
-        assert_eq!(warnings.len(), NOT_YET.len());
+        assert_eq!(warnings.len(), names::NOT_YET.len());
         assert!(warnings[0].starts_with("HAPROXY_RELOAD_GUARD: this version does not have it"));
-    }
-
-    #[test]
-    fn a_slip_of_the_fingers_is_named_with_the_setting_that_was_meant() {
-        for (slip, meant) in [
-            ("HAPROXY_PORT", "HAPROXY_PORTS"),
-            ("HAPROXY_PROTS", "HAPROXY_PORTS"),
-            ("HAPROXY_Ports", "HAPROXY_PORTS"),
-            ("haproxy_ports", "HAPROXY_PORTS"),
-            ("HAPROXY_PID", "HAPROXY_PIDS"),
-            ("HAPROXY_STOPDEADLINE", "HAPROXY_STOP_DEADLINE"),
-            ("HAPROXY_LOG_LEVLE", "HAPROXY_LOG_LEVEL"),
-            ("HAPROXY_INTERCEPTS", "HAPROXY_INTERCEPT"),
-            ("HAPROXY_MAX_GENERATION", "HAPROXY_MAX_GENERATIONS"),
-        ] {
-            let warnings = warnings(&[(slip, "80")]);
-            assert_eq!(warnings.len(), 1, "{slip}");
-            assert!(warnings[0].starts_with(slip), "{}", warnings[0]);
-            assert!(
-                warnings[0].contains(&format!("{meant} is one")),
-                "{}",
-                warnings[0]
-            );
-        }
-    }
-
-    #[test]
-    fn the_users_own_variables_and_haproxys_are_left_in_peace() {
-        for name in [
-            "HAPROXY_BACKEND",
-            "HAPROXY_CERTS",
-            "HAPROXY_HOST",
-            "HAPROXY_USER",
-        ]
-        .into_iter()
-        .chain(HAPROXYS)
-        {
-            assert_eq!(warnings(&[(name, "x")]), Vec::<String>::new(), "{name}");
-        }
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
-use super::lifecycle::{Action, Event, Lifecycle, Limits, Phase, Refusal, StateName};
+use super::lifecycle::{Action, Event, Lifecycle, Limits, Refusal, StateName};
 use super::reaper::reap;
 use super::signals::{Heard, Signals};
 use crate::control::protocol::{Answer, Request};
@@ -43,7 +43,10 @@ const NOT_TORN_DOWN: u8 = 70;
 enum Message {
     Event(Event),
     /// What had to be saved before the launch is saved.
-    Prepared { id: GenerationId, from: Option<GenerationId> },
+    Prepared {
+        id: GenerationId,
+        from: Option<GenerationId>,
+    },
     Listens(GenerationId, Vec<Seen>),
     HandedOver(GenerationId, HandedOver),
 }
@@ -230,12 +233,15 @@ impl Supervisor {
         if let Event::Ready(id) = event {
             self.note_ready(id, now);
         }
+        if let Event::Exited(id, exit) = event {
+            info!(generation = id.number(), %exit, "gone");
+        }
         let before = self.lifecycle.state();
         let actions = self.lifecycle.on(now, event);
         debug!(?event, ?actions, "decided");
         let done = self.perform(actions).await;
-        if let Event::Exited(id, exit) = event {
-            self.forget(id, exit);
+        if let Event::Exited(id, _) = event {
+            self.forget(id);
         }
         let state = self.lifecycle.state();
         if state != before {
@@ -260,7 +266,7 @@ impl Supervisor {
                 Action::ReloadTaken { from, to } => self.reload_taken(from, to),
                 Action::ReloadRefused { id, why } => self.reload_refused(id, why),
                 Action::Crashed { id, exit, in_a_row, restart_in } => {
-                    self.crashed(id, exit, in_a_row, restart_in);
+                    Self::crashed(id, exit, in_a_row, restart_in);
                 }
                 Action::TearDown { status } => return Some(self.tear_down(status).await),
             }
@@ -296,7 +302,9 @@ impl Supervisor {
         let (socket, program) = (old.runtime_socket.clone(), Rc::clone(&self.program));
         let messages = self.messages.clone();
         running.tasks.push(tokio::task::spawn_local(async move {
-            if let Err(error) = save_server_state(&socket, program.state_file.path()).await {
+            if let Some(file) = &program.state_file
+                && let Err(error) = save_server_state(&socket, file.path()).await
+            {
                 warn!(generation = id.number(), "server state was not saved: {error:#}");
             }
             let _ = messages.send(Message::Prepared { id, from });
@@ -310,7 +318,9 @@ impl Supervisor {
             .and_then(|from| self.generations.get(&from))
             .filter(|old| old.handle.is_some())
             .map(|old| old.runtime_socket.clone());
-        let Some(running) = self.generations.get_mut(&id) else { return };
+        let Some(running) = self.generations.get_mut(&id) else {
+            return;
+        };
         running.launched_at = Instant::now();
         match self.program.launch(id, socket.as_deref()) {
             Ok(launched) => self.launched(id, launched),
@@ -324,7 +334,9 @@ impl Supervisor {
 
     fn launched(&mut self, id: GenerationId, launched: Launched) {
         let Launched { handle, runtime_socket, output } = launched;
-        let Some(running) = self.generations.get_mut(&id) else { return };
+        let Some(running) = self.generations.get_mut(&id) else {
+            return;
+        };
         let pid = handle.pid();
         info!(generation = id.number(), pid, "started HAProxy");
         match follow(output, id, pid, running.words.clone()) {
@@ -341,7 +353,9 @@ impl Supervisor {
     }
 
     fn note_ready(&mut self, id: GenerationId, now: Instant) {
-        let Some(running) = self.generations.get_mut(&id) else { return };
+        let Some(running) = self.generations.get_mut(&id) else {
+            return;
+        };
         let after = now.duration_since(running.launched_at);
         running.ready_after = Some(after);
         info!(generation = id.number(), pid = running.pid, ms = milliseconds(after), "ready");
@@ -360,7 +374,9 @@ impl Supervisor {
 
     fn hand_over(&mut self, from: GenerationId, to: GenerationId) {
         let socket = |id| self.generations.get(&id).map(|r| r.runtime_socket.clone());
-        let (Some(old), Some(new)) = (socket(from), socket(to)) else { return };
+        let (Some(old), Some(new)) = (socket(from), socket(to)) else {
+            return;
+        };
         let messages = self.messages.clone();
         let task = tokio::task::spawn_local(async move {
             let handed_over = hand_over(old, new).await;
@@ -372,7 +388,9 @@ impl Supervisor {
     }
 
     fn signal(&self, id: GenerationId, signal: Signal, doing: &str) {
-        let Some(running) = self.generations.get(&id) else { return };
+        let Some(running) = self.generations.get(&id) else {
+            return;
+        };
         info!(generation = id.number(), pid = running.pid, "{doing}");
         if let Some(handle) = &running.handle
             && let Err(error) = handle.signal(signal)
@@ -382,7 +400,9 @@ impl Supervisor {
     }
 
     fn kill(&mut self, id: GenerationId) {
-        let Some(running) = self.generations.get(&id) else { return };
+        let Some(running) = self.generations.get(&id) else {
+            return;
+        };
         if running.pid.is_none() {
             // Not launched yet, and now it never will be.
             running.tasks.iter().for_each(JoinHandle::abort);
@@ -392,9 +412,10 @@ impl Supervisor {
     }
 
     fn child_ended(&mut self, pid: i32, exit: Exit) {
-        let found = self.generations.iter_mut().find(|(_, running)| {
-            running.handle.as_ref().is_some_and(|handle| handle.pid() == pid)
-        });
+        let found = self
+            .generations
+            .iter_mut()
+            .find(|(_, running)| running.handle.as_ref().is_some_and(|handle| handle.pid() == pid));
         let Some((&id, running)) = found else {
             debug!(pid, %exit, "reaped an orphan");
             return;
@@ -411,8 +432,7 @@ impl Supervisor {
         });
     }
 
-    fn forget(&mut self, id: GenerationId, exit: Exit) {
-        info!(generation = id.number(), %exit, "gone");
+    fn forget(&mut self, id: GenerationId) {
         self.program.forget(id);
         self.generations.remove(&id);
         self.trying.remove(&id);
@@ -438,7 +458,9 @@ impl Supervisor {
         let limit = Instant::now() + HOST_LIMIT.min(self.limits.stop);
         let until = self.lifecycle.stop_deadline().map_or(limit, |deadline| deadline.min(limit));
         let begin = Instant::now();
-        let Some(host) = &mut self.host else { return status };
+        let Some(host) = &mut self.host else {
+            return status;
+        };
         match host.tear_down(until).await {
             Ok(()) => {
                 info!(ms = milliseconds(begin.elapsed()), "the host is as it was");
@@ -451,20 +473,13 @@ impl Supervisor {
         }
     }
 
-    fn crashed(
-        &self,
-        id: GenerationId,
-        exit: Exit,
-        in_a_row: u32,
-        restart_in: Option<Duration>,
-    ) {
+    fn crashed(id: GenerationId, exit: Exit, in_a_row: u32, restart_in: Option<Duration>) {
         let generation = id.number();
-        match restart_in {
-            Some(wait) => error!(
-                generation, %exit, in_a_row, restart_in_ms = milliseconds(wait),
-                "HAProxy crashed; it is started again"
-            ),
-            None => error!(generation, %exit, in_a_row, "HAProxy crashed; ending"),
+        if let Some(wait) = restart_in {
+            let restart_in_ms = milliseconds(wait);
+            error!(generation, %exit, in_a_row, restart_in_ms, "HAProxy crashed; it is started again");
+        } else {
+            error!(generation, %exit, in_a_row, "HAProxy crashed; ending");
         }
     }
 
@@ -496,8 +511,7 @@ impl Supervisor {
         let mut receipt = self.receipt(id, Some(reason));
         let serving = self.lifecycle.serving();
         receipt.from_generation = serving.map(GenerationId::number);
-        receipt.from_pid =
-            serving.and_then(|id| self.generations.get(&id)).and_then(Running::pid);
+        receipt.from_pid = serving.and_then(|id| self.generations.get(&id)).and_then(Running::pid);
         warn!("reload {receipt}");
         self.answer(id, receipt);
     }
@@ -526,14 +540,6 @@ impl Supervisor {
             let _ = answer.send(Answer::Reload(Box::new(receipt.clone())));
         }
         self.last_reload = Some(receipt);
-    }
-
-    pub(super) fn phase_of(phase: Phase) -> &'static str {
-        match phase {
-            Phase::Starting => "starting",
-            Phase::Serving => "serving",
-            Phase::Draining => "draining",
-        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Decides: what can be read out of a configuration without being HAProxy. It is a hint: `.if`
 //! blocks and environment variables are not evaluated, and HAProxy itself has the last word.
 
-mod judgement;
+pub mod judgement;
 mod line;
 
 use std::fmt;

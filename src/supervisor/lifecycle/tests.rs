@@ -9,6 +9,7 @@ const SECOND: Duration = Duration::from_secs(1);
 fn limits() -> Limits {
     Limits {
         ready: 30 * SECOND,
+        hand_over: 10 * SECOND,
         stop: 295 * SECOND,
         drain: 60 * SECOND,
         grace: 5 * SECOND,
@@ -343,6 +344,26 @@ fn a_pause_waits_for_the_reload_and_a_paused_one_refuses_the_next() {
     story.reload(2, 3);
 }
 
+#[test]
+fn a_hand_over_that_never_ends_does_not_keep_the_old_generation() {
+    let mut story = Story::serving();
+    story.on(Event::ReloadWanted);
+    story.on(Event::Ready(id(2)));
+    let (from, to) = (id(1), id(2));
+    assert_eq!(story.tick_at_wake(), [Action::Drain(from), Action::ReloadTaken { from, to }]);
+    assert_eq!(story.on(Event::HandedOver(to)), []);
+}
+
+#[test]
+fn a_host_that_fails_ends_everything_with_its_status() {
+    let mut story = Story::serving();
+    assert_eq!(
+        story.on(Event::HostFailed { status: 69 }),
+        [Action::StopIntercepting, Action::Terminate(id(1))]
+    );
+    assert_eq!(story.on(Event::Exited(id(1), Exit::Code(0))), [Action::TearDown { status: 69 }]);
+}
+
 /// xorshift64*: a walk is its seed, and a failing one prints it.
 struct Dice(u64);
 
@@ -434,7 +455,9 @@ fn walk(seed: u64) {
     let mut now = Instant::now();
     let (mut lifecycle, first) = Lifecycle::start(now, limits);
     let mut world = World::default();
-    first.into_iter().for_each(|a| world.perform(a));
+    for action in first {
+        world.perform(action);
+    }
     let stops_at = 20 + dice.roll(200);
     let mut stop_began: Option<Instant> = None;
     for step in 0..2000 {

@@ -44,9 +44,23 @@ pub(crate) fn words(output: &Output) -> String {
 pub(crate) fn run(options: &[&str], arguments: &[&str]) -> Output {
     let image = image();
     let patience = PATIENCE.as_secs().to_string();
-    let docker = ["--signal=INT", &patience, "docker", "run", "--rm"];
-    let output = output("timeout", &[&docker, options, &[&image], arguments].concat());
-    assert_ne!(output.status.code(), Some(124), "still running after {patience} s: {output:?}");
+    let docker = [
+        "--signal=INT",
+        "--kill-after=10",
+        &patience,
+        "docker",
+        "run",
+        "--rm",
+    ];
+    let output = output(
+        "timeout",
+        &[&docker, options, &[&image], arguments].concat(),
+    );
+    assert_ne!(
+        output.status.code(),
+        Some(124),
+        "still running after {patience} s: {output:?}"
+    );
     output
 }
 

@@ -142,7 +142,16 @@ fn link(far: &str, balancer: &str, subnet: u8, hosts: [&str; 2]) {
             pid,
             &format!("ip -6 address add fd77:{subnet}::{host}/64 dev {device} nodad"),
         );
-        // a link-local address would come into the routes whenever the kernel is sure of it
-        inside(pid, &format!("ip link set {device} addrgenmode none up"));
+        inside(pid, &format!("ip link set {device} up"));
+    }
+    // the link-local addresses come by themselves, and change the routes when they do
+    for (pid, device) in [(far, "net0"), (balancer, &near)] {
+        let shown = || inside(pid, &format!("ip -6 address show dev {device} scope link"));
+        let settled = |shown: String| {
+            (shown.contains("inet6 fe80:") && !shown.contains("tentative")).then_some(())
+        };
+        wait_for(&format!("the link-local address of {device}"), || {
+            settled(shown())
+        });
     }
 }

@@ -22,13 +22,8 @@ pub(crate) fn output(program: &str, arguments: &[&str]) -> Output {
 /// Standard output of a program that must succeed.
 pub(crate) fn succeed(program: &str, arguments: &[&str]) -> String {
     let output = output(program, arguments);
-    assert!(
-        output.status.success(),
-        "{program} {arguments:?}: {output:?}"
-    );
-    String::from_utf8_lossy(&output.stdout)
-        .trim_end()
-        .to_owned()
+    assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
+    String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
 }
 
 pub(crate) fn docker(arguments: &[&str]) -> String {
@@ -44,23 +39,9 @@ pub(crate) fn words(output: &Output) -> String {
 pub(crate) fn run(options: &[&str], arguments: &[&str]) -> Output {
     let image = image();
     let patience = PATIENCE.as_secs().to_string();
-    let docker = [
-        "--signal=INT",
-        "--kill-after=10",
-        &patience,
-        "docker",
-        "run",
-        "--rm",
-    ];
-    let output = output(
-        "timeout",
-        &[&docker, options, &[&image], arguments].concat(),
-    );
-    assert_ne!(
-        output.status.code(),
-        Some(124),
-        "still running after {patience} s: {output:?}"
-    );
+    let docker = ["--signal=INT", "--kill-after=10", &patience, "docker", "run", "--rm"];
+    let output = output("timeout", &[&docker, options, &[&image], arguments].concat());
+    assert_ne!(output.status.code(), Some(124), "still running after {patience} s: {output:?}");
     output
 }
 
@@ -147,10 +128,7 @@ impl Container {
     }
 }
 
-#[allow(
-    clippy::print_stderr,
-    reason = "a test that fails shows what the container said"
-)]
+#[allow(clippy::print_stderr, reason = "a test that fails shows what the container said")]
 impl Drop for Container {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -163,8 +141,6 @@ impl Drop for Container {
 /// The generation that serves; a draining one is not it.
 pub(crate) fn serving_generation(status: &serde_json::Value) -> Option<u64> {
     let generations = status["generations"].as_array()?;
-    let serving = generations
-        .iter()
-        .find(|generation| generation["state"] == "serving")?;
+    let serving = generations.iter().find(|generation| generation["state"] == "serving")?;
     serving["id"].as_u64()
 }

@@ -14,19 +14,14 @@ impl HostState {
     /// In the network namespace of this process.
     pub(crate) fn of(pid: &str) -> Self {
         let run = |command: &str| {
-            let arguments: Vec<&str> = ["-t", pid, "-n", "--"]
-                .into_iter()
-                .chain(command.split(' '))
-                .collect();
+            let arguments: Vec<&str> =
+                ["-t", pid, "-n", "--"].into_iter().chain(command.split(' ')).collect();
             succeed("nsenter", &arguments)
         };
         let mut parts = Vec::new();
-        for save in [
-            "iptables-save",
-            "ip6tables-save",
-            "iptables-legacy-save",
-            "ip6tables-legacy-save",
-        ] {
+        for save in
+            ["iptables-save", "ip6tables-save", "iptables-legacy-save", "ip6tables-legacy-save"]
+        {
             parts.push((save.to_owned(), iptables(&run(save))));
         }
         parts.push(("nft".to_owned(), nft(&run("nft -s list ruleset"))));
@@ -50,9 +45,7 @@ impl HostState {
 
     /// Whether any of the firewall's listings names hapilot.
     pub(crate) fn names_hapilot(&self) -> bool {
-        self.parts
-            .iter()
-            .any(|(_, text)| text.to_lowercase().contains("hapilot"))
+        self.parts.iter().any(|(_, text)| text.to_lowercase().contains("hapilot"))
     }
 }
 
@@ -60,11 +53,8 @@ impl HostState {
 fn iptables(saved: &str) -> String {
     let mut kept = String::new();
     for table in saved.split_inclusive("COMMIT\n") {
-        let lines: Vec<&str> = table
-            .lines()
-            .filter(|line| !line.starts_with('#'))
-            .map(without_counters)
-            .collect();
+        let lines: Vec<&str> =
+            table.lines().filter(|line| !line.starts_with('#')).map(without_counters).collect();
         let meant = lines.iter().any(|line| {
             line.starts_with("-A") || (line.starts_with(':') && !line.ends_with(" ACCEPT"))
         });
@@ -77,11 +67,7 @@ fn iptables(saved: &str) -> String {
 
 /// `:INPUT ACCEPT [12:345]` without the brackets.
 fn without_counters(line: &str) -> &str {
-    if line.starts_with(':') {
-        line.split(" [").next().unwrap_or(line)
-    } else {
-        line
-    }
+    if line.starts_with(':') { line.split(" [").next().unwrap_or(line) } else { line }
 }
 
 /// `nft list ruleset` by table: those that are more than empty base chains.
@@ -112,12 +98,7 @@ fn without_ages(routes: &str) -> String {
         let kept = |(at, word): (usize, &&str)| {
             (aged.is_none_or(|aged| at != aged && at != aged + 1)).then(|| (*word).to_owned())
         };
-        words
-            .iter()
-            .enumerate()
-            .filter_map(kept)
-            .collect::<Vec<_>>()
-            .join(" ")
+        words.iter().enumerate().filter_map(kept).collect::<Vec<_>>().join(" ")
     };
     routes.lines().map(line).collect::<Vec<_>>().join("\n")
 }
@@ -125,15 +106,9 @@ fn without_ages(routes: &str) -> String {
 /// All of `net.` but what counts by itself.
 fn sysctls(pid: &str) -> String {
     let counting = |line: &&str| !line.contains("nf_conntrack_count");
-    let shown = output(
-        "nsenter",
-        &["-t", pid, "-n", "--", "sysctl", "-a", "-r", "^net\\."],
-    );
+    let shown = output("nsenter", &["-t", pid, "-n", "--", "sysctl", "-a", "-r", "^net\\."]);
     let text = String::from_utf8_lossy(&shown.stdout);
-    assert!(
-        text.contains("ip_nonlocal_bind"),
-        "sysctl shows nothing: {shown:?}"
-    );
+    assert!(text.contains("ip_nonlocal_bind"), "sysctl shows nothing: {shown:?}");
     text.lines().filter(counting).collect::<Vec<_>>().join("\n")
 }
 
@@ -146,10 +121,7 @@ fn a_table_that_iptables_made_by_being_asked_counts_as_none() {
 #[test]
 fn a_chain_of_somebodys_counts_even_when_it_is_empty() {
     let saved = "*mangle\n:PREROUTING ACCEPT [0:0]\n:OURS - [0:0]\nCOMMIT\n";
-    assert_eq!(
-        iptables(saved),
-        "*mangle\n:PREROUTING ACCEPT\n:OURS -\nCOMMIT\n"
-    );
+    assert_eq!(iptables(saved), "*mangle\n:PREROUTING ACCEPT\n:OURS -\nCOMMIT\n");
 }
 
 #[test]

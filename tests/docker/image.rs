@@ -11,16 +11,10 @@ fn haproxy_and_other_commands_just_run() {
     for arguments in [&["haproxy", "-v"], &["haproxy", "-vv"]] {
         let shown = run(&[], arguments);
         assert_eq!(shown.status.code(), Some(0), "{shown:?}");
-        assert!(
-            words(&shown).contains(&format!("HAProxy version {version}.")),
-            "{shown:?}"
-        );
+        assert!(words(&shown).contains(&format!("HAProxy version {version}.")), "{shown:?}");
     }
     let shown = run(&[], &["sh", "-c", "echo hi; exit 7"]);
-    assert_eq!(
-        (shown.status.code(), words(&shown).as_str()),
-        (Some(7), "hi\n")
-    );
+    assert_eq!((shown.status.code(), words(&shown).as_str()), (Some(7), "hi\n"));
 }
 
 #[test]
@@ -42,24 +36,14 @@ fn a_trial_of_a_configuration_ends_with_haproxys_own_words_and_status() {
         "good.cfg",
         "defaults\n    timeout client 1s\nfrontend good\n    bind 127.0.0.1:80\n",
     );
-    write(
-        files.path(),
-        "bad.cfg",
-        "frontend bad\n    bnid 127.0.0.1:80\n",
-    );
+    write(files.path(), "bad.cfg", "frontend bad\n    bnid 127.0.0.1:80\n");
     let mount = format!("{}:/cfg:ro", files.path().display());
-    for (arguments, code) in [
-        (["-c", "-f", "/cfg/good.cfg"], 0),
-        (["-c", "-f", "/cfg/bad.cfg"], 1),
-    ] {
+    for (arguments, code) in [(["-c", "-f", "/cfg/good.cfg"], 0), (["-c", "-f", "/cfg/bad.cfg"], 1)]
+    {
         for command in [&[][..], &["haproxy"]] {
             let trial = run(&["-v", &mount], &[command, &arguments].concat());
             assert_eq!(trial.status.code(), Some(code), "{trial:?}");
-            assert_eq!(
-                words(&trial).contains("unknown keyword 'bnid'"),
-                code == 1,
-                "{trial:?}"
-            );
+            assert_eq!(words(&trial).contains("unknown keyword 'bnid'"), code == 1, "{trial:?}");
         }
     }
 }
@@ -68,40 +52,21 @@ fn a_trial_of_a_configuration_ends_with_haproxys_own_words_and_status() {
 #[ignore = "needs the image: scripts/test builds it and runs this (issue 2)"]
 fn a_start_with_a_broken_configuration_ends_with_haproxys_own_words_and_status() {
     let files = tempfile::tempdir().expect("make a temporary directory");
-    let file = write(
-        files.path(),
-        "haproxy.cfg",
-        "frontend bad\n    bnid 127.0.0.1:80\n",
-    );
+    let file = write(files.path(), "haproxy.cfg", "frontend bad\n    bnid 127.0.0.1:80\n");
     let mount = format!("{file}:/usr/local/etc/haproxy/haproxy.cfg:ro");
     let started = run(&["-v", &mount], &[]);
     assert_eq!(started.status.code(), Some(1), "{started:?}");
-    assert!(
-        words(&started).contains("unknown keyword 'bnid'"),
-        "{started:?}"
-    );
+    assert!(words(&started).contains("unknown keyword 'bnid'"), "{started:?}");
 }
 
 #[test]
 #[ignore = "needs the image: scripts/test builds it and runs this (issue 2)"]
 fn every_mistake_in_the_settings_is_shown_at_once_and_ends_with_64() {
-    let mistaken = run(
-        &[
-            "-e",
-            "HAPROXY_PORTS=80,,443",
-            "-e",
-            "HAPROXY_STOP_DEADLINE=5 parsecs",
-        ],
-        &[],
-    );
+    let mistaken =
+        run(&["-e", "HAPROXY_PORTS=80,,443", "-e", "HAPROXY_STOP_DEADLINE=5 parsecs"], &[]);
     assert_eq!(mistaken.status.code(), Some(64), "{mistaken:?}");
     let shown = words(&mistaken);
-    for part in [
-        "HAPROXY_PORTS",
-        "80,,443",
-        "HAPROXY_STOP_DEADLINE",
-        "5 parsecs",
-    ] {
+    for part in ["HAPROXY_PORTS", "80,,443", "HAPROXY_STOP_DEADLINE", "5 parsecs"] {
         assert!(shown.contains(part), "{part} is not in: {shown}");
     }
     assert!(!shown.contains("panicked"), "{shown}");
@@ -110,11 +75,7 @@ fn every_mistake_in_the_settings_is_shown_at_once_and_ends_with_64() {
 #[test]
 #[ignore = "needs the image: scripts/test builds it and runs this (issue 2)"]
 fn the_image_has_what_it_needs_and_nothing_to_build_with() {
-    let look = |script: &str| {
-        words(&run(&["--entrypoint=sh"], &["-c", script]))
-            .trim()
-            .to_owned()
-    };
+    let look = |script: &str| words(&run(&["--entrypoint=sh"], &["-c", script])).trim().to_owned();
     assert_eq!(
         look("command -v gcc cc cargo rustc; ls /var/lib/apt/lists /tmp"),
         "/tmp:\n\n/var/lib/apt/lists:"
@@ -128,13 +89,7 @@ fn the_image_has_what_it_needs_and_nothing_to_build_with() {
     assert_eq!(look("id -u; id -un haproxy"), "0\nhaproxy");
 
     let configured = |what: &str| {
-        docker(&[
-            "image",
-            "inspect",
-            "--format",
-            &format!("{{{{json .Config.{what}}}}}"),
-            &image(),
-        ])
+        docker(&["image", "inspect", "--format", &format!("{{{{json .Config.{what}}}}}"), &image()])
     };
     assert_eq!(configured("Entrypoint"), r#"["hapilot"]"#);
     assert_eq!(configured("Cmd"), "null");
@@ -148,20 +103,10 @@ fn haproxy_is_the_one_that_its_base_brings() {
     let version = std::env::var("HAPILOT_TEST_HAPROXY")
         .expect("HAPILOT_TEST_HAPROXY is the version: scripts/test sets it");
     let shown = words(&run(&["--entrypoint=haproxy"], &["-v"]));
-    assert!(
-        shown.contains(&format!("HAProxy version {version}.")),
-        "{shown}"
-    );
+    assert!(shown.contains(&format!("HAProxy version {version}.")), "{shown}");
     let found = words(&run(
         &["--entrypoint=sh"],
-        &[
-            "-c",
-            "ls /usr/sbin/haproxy /usr/local/sbin/haproxy 2>/dev/null",
-        ],
+        &["-c", "ls /usr/sbin/haproxy /usr/local/sbin/haproxy 2>/dev/null"],
     ));
-    assert_eq!(
-        found.lines().count(),
-        1,
-        "a second HAProxy was put beside the base's own: {found}"
-    );
+    assert_eq!(found.lines().count(), 1, "a second HAProxy was put beside the base's own: {found}");
 }

@@ -14,10 +14,8 @@ fn window() -> Container {
 fn get(address: &str, port: u16) -> String {
     let url = url(address, port);
     wait_for(&format!("an answer from {url}"), || {
-        let answer = output(
-            "curl",
-            &["-sS", "-i", "-g", "--noproxy", "*", "--max-time", "5", &url],
-        );
+        let answer =
+            output("curl", &["-sS", "-i", "-g", "--noproxy", "*", "--max-time", "5", &url]);
         answer.status.success().then(|| words(&answer))
     })
 }
@@ -53,10 +51,7 @@ fn run_reload_and_stop_on_the_hosts_network_leave_the_host_as_it_was() {
     let hapilot = Container::start(&["--net=host", "--cap-add=NET_ADMIN", "-v", &mount], &[]);
     hapilot.wait_serving(1);
     assert!(get("127.0.0.1", port).ends_with("first"));
-    assert!(
-        HostState::of(&window.pid()).names_hapilot(),
-        "no rule names hapilot"
-    );
+    assert!(HostState::of(&window.pid()).names_hapilot(), "no rule names hapilot");
 
     write(files.path(), "haproxy.cfg", &configuration(port, "second"));
     docker(&["kill", "-s", "HUP", hapilot.id()]);
@@ -74,32 +69,20 @@ fn the_bare_container_serves_its_page_and_warns_once_that_transparent_proxying_i
     let hapilot = Container::start(&["-p", "127.0.0.1::80"], &[]);
     hapilot.wait_serving(1);
     let published = docker(&["port", hapilot.id(), "80/tcp"]);
-    let port = published
-        .rsplit(':')
-        .next()
-        .and_then(|port| port.parse().ok())
-        .expect("a published port");
+    let port =
+        published.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a published port");
     let page = get("127.0.0.1", port);
     assert!(page.contains("HAProxy is up"), "{page}");
     assert!(page.contains("<dt>Generation</dt><dd>1</dd>"), "{page}");
     let version = std::env::var("HAPILOT_TEST_HAPROXY")
         .expect("HAPILOT_TEST_HAPROXY is the version: scripts/test sets it");
-    assert!(
-        page.contains(&format!("<dt>HAProxy</dt><dd>{version}.")),
-        "{page}"
-    );
+    assert!(page.contains(&format!("<dt>HAProxy</dt><dd>{version}.")), "{page}");
 
     let logs = hapilot.logs();
     let warnings: Vec<&str> = logs.lines().filter(|line| line.contains("WARN")).collect();
     assert_eq!(warnings.len(), 1, "{logs}");
-    assert!(
-        warnings[0].contains("transparent proxying is off"),
-        "{logs}"
-    );
-    assert!(
-        warnings[0].contains("NET_ADMIN"),
-        "does not say what is missing: {logs}"
-    );
+    assert!(warnings[0].contains("transparent proxying is off"), "{logs}");
+    assert!(warnings[0].contains("NET_ADMIN"), "does not say what is missing: {logs}");
 
     assert!(hapilot.exec(&["hapilot", "health"]).status.success());
     assert_eq!(hapilot.stop(), "0", "{}", hapilot.logs());
@@ -115,22 +98,11 @@ fn a_refused_reload_shows_haproxys_words_and_the_old_generation_serves_on() {
     let hapilot = Container::start(&["--net=host", "--cap-add=NET_ADMIN", "-v", &mount], &[]);
     hapilot.wait_serving(1);
 
-    write(
-        files.path(),
-        "haproxy.cfg",
-        "frontend broken\n    bnid 127.0.0.1:1\n",
-    );
+    write(files.path(), "haproxy.cfg", "frontend broken\n    bnid 127.0.0.1:1\n");
     let refused = hapilot.exec(&["hapilot", "reload"]);
     assert!(!refused.status.success(), "{refused:?}");
-    assert!(
-        words(&refused).contains("unknown keyword 'bnid'"),
-        "{refused:?}"
-    );
-    assert!(
-        hapilot.logs().contains("unknown keyword 'bnid'"),
-        "{}",
-        hapilot.logs()
-    );
+    assert!(words(&refused).contains("unknown keyword 'bnid'"), "{refused:?}");
+    assert!(hapilot.logs().contains("unknown keyword 'bnid'"), "{}", hapilot.logs());
     assert!(get("127.0.0.1", port).ends_with("first"));
 
     write(files.path(), "haproxy.cfg", &configuration(port, "second"));

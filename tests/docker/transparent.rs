@@ -46,10 +46,7 @@ fn the_server_sees_the_clients_own_address_and_the_stop_leaves_nothing() {
     let before = HostState::of(&world.balancer.pid());
     let (hapilot, _files) = world.hapilot(&[], USESRC);
     hapilot.wait_serving(1);
-    assert!(
-        HostState::of(&world.balancer.pid()).names_hapilot(),
-        "no rule names hapilot"
-    );
+    assert!(HostState::of(&world.balancer.pid()).names_hapilot(), "no rule names hapilot");
     seen_as_client(&world, &BALANCER);
 
     crate::container::docker(&["kill", "-s", "HUP", hapilot.id()]);
@@ -76,10 +73,7 @@ fn a_client_that_addresses_the_server_itself_is_intercepted_and_the_stop_leaves_
 fn seen_as_client(world: &World, addresses: &[&str; 2]) {
     for (address, client) in addresses.iter().zip(CLIENT) {
         let answer = world.fetch(address);
-        assert!(
-            answer.contains("via: hapilot"),
-            "{address} was not proxied: {answer}"
-        );
+        assert!(answer.contains("via: hapilot"), "{address} was not proxied: {answer}");
         assert!(
             answer.ends_with(&format!("\r\n\r\n{client}")),
             "{address} did not see {client}: {answer}"

@@ -48,14 +48,8 @@ impl World {
         link(&world.client.pid(), &balancer, 1, ["2", "1"]);
         link(&world.server.pid(), &balancer, 2, ["2", "1"]);
         for (pid, subnet) in [(world.client.pid(), 1), (world.server.pid(), 2)] {
-            inside(
-                &pid,
-                &format!("ip -4 route add default via 10.77.{subnet}.1"),
-            );
-            inside(
-                &pid,
-                &format!("ip -6 route add default via fd77:{subnet}::1"),
-            );
+            inside(&pid, &format!("ip -4 route add default via 10.77.{subnet}.1"));
+            inside(&pid, &format!("ip -6 route add default via fd77:{subnet}::1"));
         }
         world
     }
@@ -112,10 +106,8 @@ pub(crate) fn write(directory: &Path, name: &str, text: &str) -> String {
 
 /// One command in the network namespace of a process.
 pub(crate) fn inside(pid: &str, command: &str) -> String {
-    let arguments: Vec<&str> = ["-t", pid, "-n", "--"]
-        .into_iter()
-        .chain(command.split(' '))
-        .collect();
+    let arguments: Vec<&str> =
+        ["-t", pid, "-n", "--"].into_iter().chain(command.split(' ')).collect();
     succeed("nsenter", &arguments)
 }
 
@@ -129,19 +121,10 @@ fn link(far: &str, balancer: &str, subnet: u8, hosts: [&str; 2]) {
         );
     }
     let near = format!("net{subnet}");
-    inside(
-        balancer,
-        &format!("ip link add {near} type veth peer name net0 netns {far}"),
-    );
+    inside(balancer, &format!("ip link add {near} type veth peer name net0 netns {far}"));
     for (pid, device, host) in [(far, "net0", hosts[0]), (balancer, &near, hosts[1])] {
-        inside(
-            pid,
-            &format!("ip -4 address add 10.77.{subnet}.{host}/24 dev {device}"),
-        );
-        inside(
-            pid,
-            &format!("ip -6 address add fd77:{subnet}::{host}/64 dev {device} nodad"),
-        );
+        inside(pid, &format!("ip -4 address add 10.77.{subnet}.{host}/24 dev {device}"));
+        inside(pid, &format!("ip -6 address add fd77:{subnet}::{host}/64 dev {device} nodad"));
         inside(pid, &format!("ip link set {device} up"));
     }
     // the link-local addresses come by themselves, and change the routes when they do
@@ -150,8 +133,6 @@ fn link(far: &str, balancer: &str, subnet: u8, hosts: [&str; 2]) {
         let settled = |shown: String| {
             (shown.contains("inet6 fe80:") && !shown.contains("tentative")).then_some(())
         };
-        wait_for(&format!("the link-local address of {device}"), || {
-            settled(shown())
-        });
+        wait_for(&format!("the link-local address of {device}"), || settled(shown()));
     }
 }

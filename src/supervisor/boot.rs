@@ -30,6 +30,7 @@ use crate::haproxy::{configuration_files, embedded};
 use crate::host::preflight::{self, Findings, RUN_DIRECTORY};
 use crate::host::sweep::sweep;
 use crate::host::{Host, Wanted};
+use crate::listeners::keeper::{self, Keeper};
 use crate::problem::Problem;
 use crate::settings::{OnCrash, Settings, Transparent, Warning};
 
@@ -262,6 +263,7 @@ async fn boot(survey: Survey) -> Result<u8> {
         }
     };
     let program = survey.program(configuration);
+    let keeper = Keeper::open(&Path::new(RUN_DIRECTORY).join(keeper::SOCKET))?;
     let lease = Host::take_lease()?;
     announce(&survey, &program, &lease.instance().to_string());
     let host = set_up_host(&survey, &lease).await?;
@@ -276,7 +278,7 @@ async fn boot(survey: Survey) -> Result<u8> {
             .map(|intercept| intercept.from.number())
             .collect(),
     };
-    let setting = Setting { program, limits: survey.limits(), host, identity };
+    let setting = Setting { program, limits: survey.limits(), host, keeper, identity };
     let status = run(setting, signals, requests).await;
     // Given back last: until here, what we had on the host was not an orphan's.
     drop(lease);

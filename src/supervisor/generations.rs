@@ -1,6 +1,6 @@
 //! Acts: the generations as processes. What they are to each other is the lifecycle's business.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -8,14 +8,15 @@ use rustix::process::Signal;
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
-use super::lifecycle::{Event, StateName};
+use super::lifecycle::{Event, Phase, StateName};
 use super::run::{Message, Supervisor, milliseconds};
-use crate::handover::reload::{HandedOver, hand_over, save_server_state, seen};
+use crate::handover::reload::{HandedOver, hand_over, save_server_state};
 use crate::haproxy::generation::GenerationId;
 use crate::haproxy::launch::{Launched, NotLaunched};
 use crate::haproxy::output::{Words, follow};
 use crate::haproxy::ready::ready;
 use crate::listeners::compare::Seen;
+use crate::listeners::fetch::{Listener, listeners};
 use crate::process::exit::Exit;
 use crate::process::handle::Handle;
 
@@ -75,7 +76,7 @@ impl Supervisor {
         };
         let Some(old) = from.and_then(|from| self.generations.get(&from)) else {
             self.generations.insert(id, running);
-            return self.launch(id, None);
+            return self.launch(id);
         };
         let (socket, program) = (old.runtime_socket.clone(), Rc::clone(&self.program));
         let messages = self.messages.clone();
@@ -85,22 +86,18 @@ impl Supervisor {
             {
                 warn!(generation = id.number(), "server state was not saved: {error:#}");
             }
-            let _ = messages.send(Message::Prepared { id, from });
+            let _ = messages.send(Message::Prepared(id));
         }));
         self.generations.insert(id, running);
     }
 
-    pub(super) fn launch(&mut self, id: GenerationId, from: Option<GenerationId>) {
-        // The one to inherit from may have died while things were saved.
-        let socket = from
-            .and_then(|from| self.generations.get(&from))
-            .filter(|old| old.handle.is_some())
-            .map(|old| old.runtime_socket.clone());
+    pub(super) fn launch(&mut self, id: GenerationId) {
+        let source = self.keeper.source().map(Path::to_owned);
         let Some(running) = self.generations.get_mut(&id) else {
             return;
         };
         running.launched_at = Instant::now();
-        match self.program.launch(id, socket.as_deref()) {
+        match self.program.launch(id, source.as_deref()) {
             Ok(launched) => self.launched(id, launched),
             Err(NotLaunched { exit, error }) => {
                 error!(generation = id.number(), "HAProxy could not be started: {error:#}");
@@ -143,8 +140,8 @@ impl Supervisor {
         }
         let (messages, socket) = (self.messages.clone(), running.runtime_socket.clone());
         running.tasks.push(tokio::task::spawn_local(async move {
-            match seen(&socket).await {
-                Ok(listens) => drop(messages.send(Message::Listens(id, listens))),
+            match listeners(&socket).await {
+                Ok(listeners) => drop(messages.send(Message::Listens(id, listeners))),
                 Err(error) => warn!(generation = id.number(), "{error:#}"),
             }
         }));
@@ -155,13 +152,27 @@ impl Supervisor {
         let (Some(old), Some(new)) = (socket(from), socket(to)) else {
             return;
         };
-        let messages = self.messages.clone();
+        let (messages, before) = (self.messages.clone(), self.keeper.seen());
         let task = tokio::task::spawn_local(async move {
-            let handed_over = hand_over(old, new).await;
+            let handed_over = hand_over(old, new, before).await;
             let _ = messages.send(Message::HandedOver(to, handed_over));
         });
         if let Some(running) = self.generations.get_mut(&to) {
             running.tasks.push(task);
+        }
+    }
+
+    /// What `id` listens on is held from now on, unless another one serves meanwhile.
+    pub(super) fn keep(&mut self, id: GenerationId, listeners: Vec<Listener>) {
+        let accepts = self
+            .lifecycle
+            .generations()
+            .any(|(other, phase, ..)| other == id && phase == Phase::Serving);
+        if let Some(running) = self.generations.get_mut(&id)
+            && accepts
+        {
+            running.listens = listeners.iter().map(Listener::seen).collect();
+            self.keeper.hold(listeners);
         }
     }
 

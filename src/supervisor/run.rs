@@ -25,7 +25,8 @@ use crate::handover::reload::HandedOver;
 use crate::haproxy::generation::GenerationId;
 use crate::haproxy::launch::Program;
 use crate::host::Host;
-use crate::listeners::compare::Seen;
+use crate::listeners::fetch::Listener;
+use crate::listeners::keeper::Keeper;
 
 /// For host changes outside the stop deadline.
 const HOST_LIMIT: Duration = Duration::from_secs(10);
@@ -39,11 +40,8 @@ const UNAVAILABLE: u8 = 69;
 pub(super) enum Message {
     Event(Event),
     /// What had to be saved before the launch is saved.
-    Prepared {
-        id: GenerationId,
-        from: Option<GenerationId>,
-    },
-    Listens(GenerationId, Vec<Seen>),
+    Prepared(GenerationId),
+    Listens(GenerationId, Vec<Listener>),
     HandedOver(GenerationId, HandedOver),
 }
 
@@ -53,6 +51,7 @@ pub struct Supervisor {
     pub(super) lifecycle: Lifecycle,
     pub(super) generations: BTreeMap<GenerationId, Running>,
     pub(super) host: Option<Host>,
+    pub(super) keeper: Keeper,
     pub(super) last_reload: Option<Receipt>,
     pub(super) identity: Identity,
     pub(super) limits: Limits,
@@ -77,6 +76,7 @@ pub struct Setting {
     pub program: Program,
     pub limits: Limits,
     pub host: Option<Host>,
+    pub keeper: Keeper,
     pub identity: Identity,
 }
 
@@ -100,7 +100,7 @@ async fn until(wake_at: Option<Instant>) {
 
 impl Supervisor {
     fn new(setting: Setting) -> (Self, Vec<Action>) {
-        let Setting { program, limits, host, identity } = setting;
+        let Setting { program, limits, host, keeper, identity } = setting;
         let (lifecycle, first) = Lifecycle::start(Instant::now(), limits);
         let (messages, inbox) = mpsc::unbounded_channel();
         let supervisor = Self {
@@ -108,6 +108,7 @@ impl Supervisor {
             lifecycle,
             generations: BTreeMap::new(),
             host,
+            keeper,
             last_reload: None,
             identity,
             limits,
@@ -167,15 +168,13 @@ impl Supervisor {
     async fn message(&mut self, message: Message) -> Option<u8> {
         match message {
             Message::Event(event) => return self.event(event).await,
-            Message::Prepared { id, from } => self.launch(id, from),
-            Message::Listens(id, listens) => {
-                if let Some(running) = self.generations.get_mut(&id) {
-                    running.listens = listens;
+            Message::Prepared(id) => self.launch(id),
+            Message::Listens(id, listeners) => self.keep(id, listeners),
+            Message::HandedOver(id, mut handed_over) => {
+                if let Some(listeners) = handed_over.fresh.take() {
+                    self.keep(id, listeners);
                 }
-            }
-            Message::HandedOver(id, handed_over) => {
                 if let Some(running) = self.generations.get_mut(&id) {
-                    running.listens.clone_from(&handed_over.after);
                     running.handed_over = handed_over;
                 }
                 return self.event(Event::HandedOver(id)).await;
@@ -244,6 +243,7 @@ impl Supervisor {
                 Action::Resume(id) => self.signal(id, Signal::TTIN, "resumed accepting"),
                 Action::Intercept => self.intercept().await,
                 Action::StopIntercepting => self.stop_intercepting().await,
+                Action::CloseKeeper => self.keeper.close(),
                 Action::ReloadTaken { from, to } => self.reload_taken(from, to),
                 Action::ReloadRefused { id, why } => self.reload_refused(id, why),
                 Action::Crashed { id, exit, in_a_row, restart_in } => {

@@ -414,6 +414,7 @@ impl Lifecycle {
         self.state = State::Stopping(Stopping { give_up_at: turn.now + give_up, status });
         self.stop_deadline = Some(turn.now + self.limits.stop);
         turn.act(Action::StopIntercepting);
+        turn.act(Action::CloseKeeper);
     }
 
     fn give_back_if_empty(&mut self, turn: &mut Turn) {
@@ -456,12 +457,12 @@ impl Lifecycle {
             State::Reloading(Reload { step: ReloadStep::HandingOver { until }, next, .. })
                 if until <= turn.now =>
             {
-                self.handed_over(turn, next)
+                self.handed_over(turn, next);
             }
             State::Recovering(Recovery { step: RecoveryStep::Waiting { until }, lost, .. })
                 if until <= turn.now =>
             {
-                self.recover(turn, lost, false)
+                self.recover(turn, lost, false);
             }
             State::Stopping(Stopping { give_up_at, status }) if give_up_at <= turn.now => {
                 self.fleet.give_up();

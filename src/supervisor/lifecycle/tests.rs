@@ -178,7 +178,10 @@ fn on_crash_exit_ends_the_others_and_keeps_haproxys_status() {
     let mut story = Story::serving_with(Limits { on_crash: CrashPolicy::Exit, ..limits() });
     story.reload(1, 2);
     let actions = story.on(Event::Exited(id(2), Exit::Signal(9)));
-    assert_eq!(actions[1..], [Action::StopIntercepting, Action::Terminate(id(1))]);
+    assert_eq!(
+        actions[1..],
+        [Action::StopIntercepting, Action::CloseKeeper, Action::Terminate(id(1))]
+    );
     assert_eq!(
         story.on(Event::Exited(id(1), Exit::Signal(15))),
         [Action::TearDown { status: 137 }]
@@ -215,7 +218,7 @@ fn a_stop_drains_everything_and_gives_the_host_back_when_the_last_is_gone() {
     story.reload(1, 2);
     assert_eq!(
         story.on(Event::StopWanted(Stop::Graceful)),
-        [Action::StopIntercepting, Action::Drain(id(2))]
+        [Action::StopIntercepting, Action::CloseKeeper, Action::Drain(id(2))]
     );
     assert_eq!(
         story.on(Event::ReloadWanted),
@@ -283,7 +286,7 @@ fn a_host_that_fails_ends_everything_with_its_status() {
     let mut story = Story::serving();
     assert_eq!(
         story.on(Event::HostFailed { status: 69 }),
-        [Action::StopIntercepting, Action::Terminate(id(1))]
+        [Action::StopIntercepting, Action::CloseKeeper, Action::Terminate(id(1))]
     );
     assert_eq!(story.on(Event::Exited(id(1), Exit::Code(0))), [Action::TearDown { status: 69 }]);
 }
@@ -308,6 +311,7 @@ struct World {
     ever: BTreeSet<GenerationId>,
     handing_over: Option<GenerationId>,
     intercepting: bool,
+    keeper_closed: bool,
     unanswered: usize,
     waiting: usize,
     torn_down: bool,
@@ -318,6 +322,7 @@ impl World {
         assert!(!self.torn_down || matches!(action, Action::ReloadRefused { .. }), "{action:?}");
         match action {
             Action::Launch { id, from, .. } => {
+                assert!(!self.keeper_closed, "a launch while stopping");
                 assert!(self.ever.insert(id), "generation {id} was there before");
                 assert!(from.is_none_or(|f| self.alive.contains_key(&f)), "inherits from a corpse");
                 self.alive.insert(id, false);
@@ -336,6 +341,9 @@ impl World {
             }
             Action::Intercept => assert!(!std::mem::replace(&mut self.intercepting, true)),
             Action::StopIntercepting => self.intercepting = false,
+            Action::CloseKeeper => {
+                assert!(!std::mem::replace(&mut self.keeper_closed, true));
+            }
             Action::ReloadTaken { to, .. } => {
                 assert!(self.alive[&to], "taken by one that is not ready");
                 self.unanswered = 0;

@@ -107,6 +107,8 @@ pub enum Action {
     Resume(GenerationId),
     Intercept,
     StopIntercepting,
+    /// Let go of the listeners, before anybody is told to stop accepting.
+    CloseKeeper,
     ReloadTaken {
         from: GenerationId,
         to: GenerationId,

@@ -148,6 +148,12 @@ impl fmt::Display for Receipt {
                 listeners.closed.len(),
                 listeners.opened.len()
             )?;
+            let doubts = self.doubts.join("; ");
+            if doubts.is_empty() {
+                write!(f, "; no new connection was lost")?;
+            } else {
+                write!(f, "; not shown that no new connection was lost: {doubts}")?;
+            }
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::listeners::compare::Changes;
+use crate::listeners::counters::Counters;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -27,6 +28,11 @@ pub struct Receipt {
     /// From launch to ready, in milliseconds.
     pub ready_ms: Option<u64>,
     pub listeners: Changes,
+    /// The kernel's counters when the new generation was launched, and when the old one drains.
+    pub counters_before: Counters,
+    pub counters_after: Counters,
+    /// Why it is not shown that no new connection was lost; empty when it is.
+    pub doubts: Vec<String>,
     /// Drains, maintenance and weights that were set by hand and were set again.
     pub carried_over: Vec<String>,
     /// What could not be found out or carried over.
@@ -48,6 +54,9 @@ impl Receipt {
             to_pid: None,
             ready_ms: None,
             listeners: Changes::default(),
+            counters_before: Counters::default(),
+            counters_after: Counters::default(),
+            doubts: Vec::new(),
             carried_over: Vec::new(),
             warnings: Vec::new(),
             haproxy: Vec::new(),
@@ -57,5 +66,50 @@ impl Receipt {
     #[must_use]
     pub fn refused(at: String, reason: impl Into<String>) -> Self {
         Self { verdict: Verdict::Refused, reason: Some(reason.into()), ..Self::taken(at) }
+    }
+}
+
+/// What keeps a reload that was taken from being shown to be lossless. The counters are those of
+/// the whole network namespace: what they count may have been somebody else's, so they can only
+/// raise a doubt.
+#[must_use]
+pub fn doubts(listeners: Option<&Changes>, before: Counters, after: Counters) -> Vec<String> {
+    let mut doubts = Vec::new();
+    let migrates = after.migrated > before.migrated;
+    match listeners {
+        None => doubts.push("which listeners were handed over is not known".to_owned()),
+        Some(changes) if !changes.not_shared.is_empty() && !migrates => doubts.push(format!(
+            "{} got a socket of its own: connections that were half open on the old one are reset",
+            changes.not_shared.join(", ")
+        )),
+        Some(_) => {}
+    }
+    let counted = [
+        ("ListenDrops", before.listen_drops, after.listen_drops),
+        ("ListenOverflows", before.listen_overflows, after.listen_overflows),
+        ("TCPMigrateReqFailure", before.not_migrated, after.not_migrated),
+    ];
+    for (name, before, after) in counted.into_iter().filter(|(_, before, after)| after > before) {
+        doubts.push(format!("{name} rose from {before} to {after}"));
+    }
+    doubts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_shared_listeners_and_still_counters_leave_no_doubt() {
+        let shared = Changes { shared: vec![":80".to_owned()], ..Changes::default() };
+        let still = Counters { listen_drops: 7, ..Counters::default() };
+        assert_eq!(doubts(Some(&shared), still, still), Vec::<String>::new());
+        let dropped = Counters { listen_drops: 9, ..still };
+        assert_eq!(doubts(Some(&shared), still, dropped), ["ListenDrops rose from 7 to 9"]);
+        let separate = Changes { not_shared: vec![":80".to_owned()], ..Changes::default() };
+        assert_eq!(doubts(Some(&separate), still, still).len(), 1);
+        let migrated = Counters { migrated: 3, ..still };
+        assert_eq!(doubts(Some(&separate), still, migrated), Vec::<String>::new());
+        assert_eq!(doubts(None, still, still).len(), 1);
     }
 }

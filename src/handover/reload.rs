@@ -18,7 +18,8 @@ const SAVE_LIMIT: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Default)]
 pub struct HandedOver {
-    pub listeners: Changes,
+    /// `None` where it could not be found out.
+    pub listeners: Option<Changes>,
     /// What the new one listens on; `None` where it did not say.
     pub fresh: Option<Vec<Listener>>,
     pub carried_over: Vec<String>,
@@ -32,7 +33,7 @@ pub async fn hand_over(old: PathBuf, new: PathBuf, before: Vec<Seen>) -> HandedO
     match after {
         Ok(after) => {
             let seen: Vec<_> = after.iter().map(Listener::seen).collect();
-            handed.listeners = changes(&before, &seen);
+            handed.listeners = Some(changes(&before, &seen));
             handed.fresh = Some(after);
         }
         Err(error) => handed.warnings.push(format!("{error:#}")),

@@ -6,6 +6,7 @@
 //! can be held (`keeper`), so that the sockets outlive any single HAProxy.
 
 pub mod compare;
+pub mod counters;
 pub mod fetch;
 pub mod keeper;
 pub mod socket_table;

@@ -16,6 +16,7 @@ use crate::haproxy::launch::{Launched, NotLaunched};
 use crate::haproxy::output::{Words, follow};
 use crate::haproxy::ready::ready;
 use crate::listeners::compare::Seen;
+use crate::listeners::counters::{self, Counters};
 use crate::listeners::fetch::{Listener, listeners};
 use crate::process::exit::Exit;
 use crate::process::handle::Handle;
@@ -29,6 +30,8 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 pub(super) struct Running {
     launched_at: Instant,
     pub(super) ready_after: Option<Duration>,
+    /// The kernel's, at the launch.
+    pub(super) counters: Counters,
     /// `None` before the launch and after the exit.
     handle: Option<Handle>,
     pid: Option<i32>,
@@ -47,7 +50,7 @@ impl Running {
 
     /// Those whose sockets came from the generation before.
     pub(super) fn shared_addresses(&self) -> &[String] {
-        &self.handed_over.listeners.shared
+        self.handed_over.listeners.as_ref().map_or(&[], |changes| &changes.shared)
     }
 }
 
@@ -65,6 +68,7 @@ impl Supervisor {
         let mut running = Running {
             launched_at: Instant::now(),
             ready_after: None,
+            counters: Counters::default(),
             handle: None,
             pid: None,
             runtime_socket: self.program.runtime_socket(id),
@@ -97,6 +101,7 @@ impl Supervisor {
             return;
         };
         running.launched_at = Instant::now();
+        running.counters = counters::read().unwrap_or_default();
         match self.program.launch(id, source.as_deref()) {
             Ok(launched) => self.launched(id, launched),
             Err(NotLaunched { exit, error }) => {

@@ -8,8 +8,9 @@ use super::generations::Running;
 use super::lifecycle::Refusal;
 use super::run::{Supervisor, milliseconds};
 use crate::control::protocol::Answer;
-use crate::handover::receipt::Receipt;
+use crate::handover::receipt::{Receipt, doubts};
 use crate::haproxy::generation::GenerationId;
+use crate::listeners::counters;
 use crate::process::exit::Exit;
 
 impl Supervisor {
@@ -34,7 +35,11 @@ impl Supervisor {
         receipt.from_pid = self.generations.get(&from).and_then(Running::pid);
         if let Some(running) = self.generations.get_mut(&to) {
             let handed_over = &running.handed_over;
-            receipt.listeners = handed_over.listeners.clone();
+            let listeners = handed_over.listeners.as_ref();
+            receipt.listeners = listeners.cloned().unwrap_or_default();
+            receipt.counters_before = running.counters;
+            receipt.counters_after = counters::read().unwrap_or_default();
+            receipt.doubts = doubts(listeners, receipt.counters_before, receipt.counters_after);
             receipt.carried_over.clone_from(&handed_over.carried_over);
             receipt.warnings.clone_from(&handed_over.warnings);
         }

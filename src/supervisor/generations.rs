@@ -8,6 +8,7 @@ use rustix::process::Signal;
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
+use super::guarding::Guarded;
 use super::lifecycle::{Event, Phase, StateName};
 use super::run::{Message, Supervisor, milliseconds};
 use crate::handover::reload::{HandedOver, hand_over, save_server_state};
@@ -38,9 +39,10 @@ pub(super) struct Running {
     runtime_socket: PathBuf,
     pub(super) words: Words,
     output: Option<JoinHandle<()>>,
-    tasks: Vec<JoinHandle<()>>,
+    pub(super) tasks: Vec<JoinHandle<()>>,
     pub(super) listens: Vec<Seen>,
     pub(super) handed_over: HandedOver,
+    pub(super) guarded: Guarded,
 }
 
 impl Running {
@@ -77,6 +79,7 @@ impl Supervisor {
             tasks: Vec::new(),
             listens: Vec::new(),
             handed_over: HandedOver::default(),
+            guarded: Guarded::default(),
         };
         let Some(old) = from.and_then(|from| self.generations.get(&from)) else {
             self.generations.insert(id, running);

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use rustix::process::Signal;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
 use super::generations::Running;
@@ -60,6 +61,8 @@ pub struct Supervisor {
     pub(super) keeper: Keeper,
     pub(super) policy: Policy,
     pub(super) guard: Option<Guard>,
+    /// A guard that is down and being tidied up.
+    pub(super) lowering: Option<JoinHandle<()>>,
     pub(super) last_reload: Option<Receipt>,
     pub(super) identity: Identity,
     pub(super) limits: Limits,
@@ -120,6 +123,7 @@ impl Supervisor {
             keeper,
             policy,
             guard: None,
+            lowering: None,
             last_reload: None,
             identity,
             limits,
@@ -306,6 +310,7 @@ impl Supervisor {
         let limit = Instant::now() + HOST_LIMIT.min(self.limits.stop);
         let until = self.lifecycle.stop_deadline().map_or(limit, |deadline| deadline.min(limit));
         let begin = Instant::now();
+        self.finish_lowering().await;
         let Some(host) = &mut self.host else {
             return status;
         };

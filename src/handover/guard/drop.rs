@@ -25,14 +25,9 @@ impl Dropping {
         Barrier::raise(site, &rules).map(|barrier| Self { barrier })
     }
 
-    /// And how many SYNs were dropped.
-    pub(super) fn lower(mut self) -> (Result<()>, u64) {
-        let dropped = self.barrier.packets();
-        let lowered = self.barrier.lower();
-        match dropped {
-            Ok(dropped) => (lowered, dropped),
-            Err(error) => (lowered.and(Err(error)), 0),
-        }
+    /// Its counters say how many SYNs were dropped.
+    pub(super) fn open(mut self) -> (Result<()>, Barrier) {
+        (self.barrier.open(), self.barrier)
     }
 }
 

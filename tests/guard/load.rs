@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::world::{BALANCER, Namespace, OTHER_ADDRESS, PORT};
+use crate::world::{BALANCER, BALANCER6, Namespace, OTHER_ADDRESS, PORT};
 
 const LIMIT: Duration = Duration::from_secs(8);
 /// The client's packets after the SYN.
@@ -26,7 +26,7 @@ pub(crate) struct HalfOpen {
     streams: Vec<TcpStream>,
 }
 
-fn connect(address: &str, limit: Duration) -> io::Result<TcpStream> {
+pub(crate) fn connect(address: &str, limit: Duration) -> io::Result<TcpStream> {
     let address: SocketAddr = format!("{address}:{PORT}").parse().unwrap();
     let stream = TcpStream::connect_timeout(&address, limit)?;
     stream.set_read_timeout(Some(LIMIT))?;
@@ -42,7 +42,23 @@ fn request(stream: &mut TcpStream) -> io::Result<()> {
 
 /// Whether a SYN is answered before it would be sent again.
 pub(crate) fn connects(client: &Namespace) -> bool {
-    client.enter(|| connect(BALANCER, Duration::from_millis(200)).is_ok())
+    client.enter(|| connect(BALANCER, Duration::from_millis(50)).is_ok())
+}
+
+/// So many connects at once; how long the slowest took.
+pub(crate) fn burst(client: &Namespace, count: usize) -> JoinHandle<Duration> {
+    let client = client.clone();
+    thread::spawn(move || {
+        let one = || {
+            let begin = Instant::now();
+            connect(BALANCER, LIMIT).and_then(|mut s| request(&mut s)).unwrap();
+            begin.elapsed()
+        };
+        client.enter(|| {
+            let all: Vec<_> = (0..count).map(|_| thread::spawn(one)).collect();
+            all.into_iter().map(|client| client.join().unwrap()).max().unwrap()
+        })
+    })
 }
 
 impl Load {
@@ -56,8 +72,9 @@ impl Load {
                     let due = begin + each * u32::try_from(clients.len()).unwrap();
                     thread::sleep(due.saturating_duration_since(Instant::now()));
                     // Threads are born in the namespace of the one that makes them.
+                    let address = [BALANCER, BALANCER6][clients.len() % 2];
                     clients.push(thread::spawn(move || {
-                        let answer = connect(BALANCER, LIMIT).and_then(|mut s| request(&mut s));
+                        let answer = connect(address, LIMIT).and_then(|mut s| request(&mut s));
                         (answer, due.elapsed())
                     }));
                 }

@@ -18,8 +18,8 @@ mod world;
 
 use std::time::{Duration, Instant};
 
-use load::{HalfOpen, Load, connects};
-use world::{Serving, World, until};
+use load::{HalfOpen, Load, burst, connects};
+use world::{LISTENERS, Serving, World, until};
 
 /// The same address with another `bind` option gets a socket of its own.
 const PLAIN: &str = "";
@@ -35,7 +35,11 @@ fn reload_back_and_forth(serving: &Serving, times: usize) -> Vec<serde_json::Val
     let configure = |turn: usize| {
         serving.configure(if turn.is_multiple_of(2) { OTHER } else { PLAIN });
         let receipt = serving.reload();
-        assert_eq!(receipt["listeners"]["not_shared"].as_array().unwrap().len(), 2, "{receipt}");
+        assert_eq!(
+            receipt["listeners"]["not_shared"].as_array().unwrap().len(),
+            LISTENERS,
+            "{receipt}"
+        );
         receipt
     };
     (0..times).map(configure).collect()
@@ -56,7 +60,7 @@ fn loses_nothing(setting: &str, guard: &str, migrate: &str) -> (Duration, Durati
     if guard == "migrate" {
         // The old sockets are gone, with their handshakes half done.
         until(SHORT, "the old listeners are gone", || {
-            (world.rules().contains("-GUARD") && world.listeners() == 2).then_some(())
+            (world.rules().contains("-GUARD") && world.listeners() == LISTENERS).then_some(())
         });
     } else {
         until(SHORT, "the guard is up", || world.rules().contains("-GUARD").then_some(()));
@@ -109,6 +113,25 @@ fn without_a_guard_half_open_connections_are_lost_and_the_receipt_says_so() {
     assert_eq!(receipt["guard"], "none", "{receipt}");
     assert_ne!(receipt["doubts"].as_array().unwrap().len(), 0, "{receipt}");
     assert!(half_open.count_lost() > 0);
+}
+
+/// Half-open connections keep the guard up while many more begin than the backlog takes at once.
+#[test]
+fn what_is_held_is_let_through_no_faster_than_the_backlog_takes_it() {
+    let world = World::new();
+    let serving = world.serve("backlog 16", &[("HAPROXY_RELOAD_GUARD", "hold")]);
+    let half_open = HalfOpen::connect(&world.client, 8);
+    serving.configure("backlog 16 transparent");
+    let reload = serving.begin_reload();
+    until(SHORT, "the guard is up", || world.rules().contains("-GUARD").then_some(()));
+    let burst = burst(&world.client, 150);
+    std::thread::sleep(Duration::from_millis(100));
+    half_open.finish();
+    let receipt = reload();
+    let slowest = burst.join().unwrap();
+    eprintln!("{receipt}\nburst: slowest {slowest:?}");
+    assert!(receipt["held"].as_u64().unwrap() >= 100, "{receipt}");
+    assert!(slowest < RETRANSMISSION, "{slowest:?}: a SYN was lost");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! started is known and ended.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,7 +14,12 @@ use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::load::connect;
+
 pub(crate) const BALANCER: &str = "10.9.0.1";
+pub(crate) const BALANCER6: &str = "[fd00:9::1]";
+/// How many addresses HAProxy listens on.
+pub(crate) const LISTENERS: usize = 3;
 /// For half-open connections.
 pub(crate) const OTHER_ADDRESS: &str = "10.9.0.11";
 pub(crate) const PORT: u16 = 8080;
@@ -102,10 +108,18 @@ impl World {
         let peer = format!("/proc/{}/fd/{}", std::process::id(), client.0.as_raw_fd());
         balancer.run(&format!(
             "ip link add b0 type veth peer name c0 netns {peer} && ip link set b0 up && \
-             ip addr add {BALANCER}/24 dev b0 && ip addr add {OTHER_ADDRESS}/24 dev b0"
+             ip addr add {BALANCER}/24 dev b0 && ip addr add {OTHER_ADDRESS}/24 dev b0 && ip addr add fd00:9::1/64 dev b0 nodad"
         ));
         client.run("ip link set c0 up && ip addr add 10.9.0.2/24 dev c0");
-        client.run(&format!("ping -c 1 -W 5 {BALANCER} || true"));
+        client.run("ip addr add fd00:9::2/64 dev c0 nodad");
+        // The wire is there a moment after both its ends are up.
+        for address in [BALANCER, BALANCER6] {
+            until(LONG, "somebody refuses", || {
+                let refused = |error: std::io::Error| error.kind() == ErrorKind::ConnectionRefused;
+                let answer = client.enter(|| connect(address, Duration::from_millis(200)));
+                answer.is_err_and(refused).then_some(())
+            });
+        }
         Self { client, balancer, dir: tempfile::tempdir().unwrap() }
     }
 
@@ -138,7 +152,7 @@ impl World {
         // It asks the first generation for its listeners a moment after it serves.
         until(LONG, "it holds its listeners", || {
             let count = serving.status()["listeners"].as_array().unwrap().len();
-            (count == 2).then_some(())
+            (count == LISTENERS).then_some(())
         });
         serving
     }
@@ -164,10 +178,13 @@ fn run_directory_socket(run: &Path) -> Option<()> {
     run.join("hapilot/control.sock").exists().then_some(())
 }
 
+/// With `v6only`: the kernel makes a socket of one IPv6 address so, and HAProxy then takes it for
+/// another one than it wants.
 fn write_config(path: &Path, option: &str) {
     let text = format!(
         "defaults\n  mode http\n  timeout connect 5s\n  timeout client 10s\n  timeout server 10s\n\
          frontend web\n  bind {BALANCER}:{PORT} {option}\n  bind {OTHER_ADDRESS}:{PORT} {option}\n  \
+         bind {BALANCER6}:{PORT} v6only {option}\n  \
          http-request return status 200\n"
     );
     fs::write(path, text).unwrap();

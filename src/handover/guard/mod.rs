@@ -24,8 +24,9 @@ use crate::host::barrier::{Barrier, Site};
 
 pub use self::migrate::migrates;
 
-/// Clients send a SYN again after a second: whoever was held or dropped shall get through then.
-const SYN_LIMIT: Duration = Duration::from_millis(900);
+/// Clients send a SYN again after a second: whoever was held or dropped shall get through then. And
+/// a rule that expires by whole seconds shall do so within two.
+const SYN_LIMIT: Duration = Duration::from_millis(800);
 const MIGRATE_LIMIT: Duration = Duration::from_millis(2500);
 
 #[derive(Debug)]

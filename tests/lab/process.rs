@@ -1,0 +1,61 @@
+//! Processes as the kernel shows them: who is whose child, and who lives in whose namespaces.
+
+use std::fs;
+
+use nix::sys::signal::{self, Signal};
+
+/// Sends a signal to a process that the test started, or that lives in one of its containers.
+pub fn kill(pid: u32, signal: Signal) {
+    let _ = signal::kill(
+        nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap()),
+        signal,
+    );
+}
+
+/// A field of `/proc/PID/status`, such as `PPid`, `NSpid` or `State`.
+pub fn field(pid: u32, name: &str) -> Option<String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    Some(line.trim().to_owned())
+}
+
+pub fn exists(pid: u32) -> bool {
+    fs::exists(format!("/proc/{pid}")).unwrap()
+}
+
+/// Which namespace of that kind (`mnt`, `pid`, `net`) a process is in.
+pub fn namespace(pid: u32, kind: &str) -> Option<String> {
+    let link = fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok()?;
+    Some(link.to_string_lossy().into_owned())
+}
+
+pub fn all() -> Vec<u32> {
+    let entries = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
+/// Everyone who lives in that mount namespace: the inhabitants of one container.
+pub fn inhabitants(mount: &str) -> Vec<u32> {
+    all()
+        .into_iter()
+        .filter(|pid| namespace(*pid, "mnt").as_deref() == Some(mount))
+        .collect()
+}
+
+/// The number by which a process knows itself.
+pub fn inner_pid(pid: u32) -> Option<u32> {
+    field(pid, "NSpid")?.split_whitespace().last()?.parse().ok()
+}
+
+pub fn name(pid: u32) -> Option<String> {
+    Some(
+        fs::read_to_string(format!("/proc/{pid}/comm"))
+            .ok()?
+            .trim()
+            .to_owned(),
+    )
+}

@@ -1,0 +1,401 @@
+//! Promise: a reload costs nobody a connection, and one that is refused costs nothing at all.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test says so by panicking"
+)]
+
+mod lab;
+
+use std::time::{Duration, Instant};
+
+use lab::client::get_within;
+use lab::haproxy_cfg::{BROKEN, BROKEN_WORD, proxy};
+use lab::instance::{Generation, generations};
+use lab::network::{BALANCER4, CLIENT4};
+use lab::origin::HALF;
+use lab::{Download, HalfOpen, HostState, Instance, LONG, Lab, Load, Outcome, SHORT, get, until};
+use nix::sys::signal::Signal;
+
+fn web() -> String {
+    format!("{BALANCER4}:80")
+}
+
+fn start_with(settings: &[(&str, &str)]) -> (Lab, Instance, HostState) {
+    let lab = Lab::new();
+    let before = lab.balancer.state();
+    configure(&lab, "v1");
+    let config = lab.balancer.path("haproxy.cfg");
+    let spec = lab.balancer.container("hapilot").config(&config);
+    let spec = settings
+        .iter()
+        .fold(spec, |spec, (key, value)| spec.env(key, value));
+    let hapilot = spec.start().serving();
+    (lab, hapilot, before)
+}
+
+fn start() -> (Lab, Instance, HostState) {
+    start_with(&[])
+}
+
+/// A configuration that can be told from others by its answers.
+fn configure(lab: &Lab, via: &str) {
+    lab.balancer.write("haproxy.cfg", &proxy(":80", via));
+}
+
+fn break_configuration(lab: &Lab) {
+    lab.balancer.write("haproxy.cfg", BROKEN);
+}
+
+/// Which configuration answers.
+fn via(lab: &Lab) -> String {
+    let outcome = get(&lab.client, &web(), "/");
+    let Outcome::Answered(answer) = outcome else {
+        panic!("no answer: {outcome:?}")
+    };
+    let header = answer
+        .head
+        .lines()
+        .find_map(|line| line.strip_prefix("x-via: "));
+    header
+        .unwrap_or_else(|| panic!("not proxied: {}", answer.head))
+        .to_owned()
+}
+
+fn end(lab: &Lab, mut hapilot: Instance, before: &HostState) {
+    hapilot.stop();
+    lab.balancer.state().assert_same_as(before);
+}
+
+fn await_gone(hapilot: &mut Instance, generation: &Generation, limit: Duration) -> Duration {
+    let begun = Instant::now();
+    until(limit, &format!("{generation:?} is gone"), || {
+        let status = hapilot.status();
+        generations(&status)
+            .iter()
+            .all(|other| other.id != generation.id)
+            .then_some(())
+    });
+    begun.elapsed()
+}
+
+#[test]
+fn reloads_under_steady_connections_refuse_and_reset_none() {
+    let (lab, mut hapilot, before) = start();
+    let load = Load::start(&lab.client, &web());
+    for round in 0..10 {
+        let old = hapilot.current();
+        configure(&lab, &format!("v{round}"));
+        if round % 2 == 0 {
+            hapilot.reload();
+        } else {
+            hapilot.signal(if round % 4 == 1 {
+                Signal::SIGHUP
+            } else {
+                Signal::SIGUSR2
+            });
+        }
+        hapilot.await_successor(&old);
+    }
+    assert_eq!(via(&lab), "v9");
+    let tally = load.finish();
+    assert_eq!(tally.failed, [], "{} were answered", tally.answered);
+    assert!(
+        tally.answered > 200,
+        "too few to prove anything: {}",
+        tally.answered
+    );
+    assert!(
+        tally.slowest < Duration::from_millis(900),
+        "one took {:?}",
+        tally.slowest
+    );
+    end(&lab, hapilot, &before);
+}
+
+#[test]
+fn connections_in_the_middle_of_their_handshake_survive_a_reload() {
+    let (lab, mut hapilot, before) = start();
+    let old = hapilot.current();
+    let connections = HalfOpen::connect(&lab.client, 80, 20);
+    hapilot.reload();
+    hapilot.await_successor(&old);
+    await_gone(&mut hapilot, &old, LONG);
+    for outcome in connections.finish() {
+        assert_eq!(outcome.body(), "10.2.0.1");
+    }
+    end(&lab, hapilot, &before);
+}
+
+#[test]
+fn a_broken_configuration_is_refused_in_haproxys_words_and_the_next_good_one_is_taken() {
+    let (lab, mut hapilot, before) = start();
+    let old = hapilot.current();
+    let load = Load::start(&lab.client, &web());
+    break_configuration(&lab);
+    let output = hapilot.command(&["reload"]);
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(
+        !output.status.success(),
+        "the exit status says that it was not taken: {text}"
+    );
+    assert!(
+        text.contains(BROKEN_WORD),
+        "HAProxy's own words are missing: {text}"
+    );
+    assert!(
+        hapilot.log.count(BROKEN_WORD) >= 1,
+        "HAProxy's words belong into the log too"
+    );
+    let now = hapilot.current();
+    assert_eq!(
+        (now.id, now.pid),
+        (old.id, old.pid),
+        "the old generation serves on"
+    );
+    assert_eq!(via(&lab), "v1");
+
+    configure(&lab, "v2");
+    hapilot.reload();
+    hapilot.await_successor(&old);
+    assert_eq!(via(&lab), "v2");
+    let tally = load.finish();
+    assert_eq!(tally.failed, [], "{} were answered", tally.answered);
+    end(&lab, hapilot, &before);
+}
+
+#[test]
+fn a_signal_with_a_broken_configuration_is_refused_as_well() {
+    let (lab, mut hapilot, before) = start();
+    break_configuration(&lab);
+    hapilot.signal(Signal::SIGHUP);
+    hapilot.log.await_line(BROKEN_WORD);
+    hapilot.await_serving();
+    assert_eq!(via(&lab), "v1");
+    end(&lab, hapilot, &before);
+}
+
+#[test]
+fn a_configuration_that_only_a_start_finds_wrong_is_refused() {
+    let (lab, hapilot, before) = start();
+    let old = hapilot.current();
+    let taken = format!(
+        "{}frontend taken\n  bind {BALANCER4}:99\n",
+        proxy(":80", "v2")
+    );
+    lab.balancer.write("haproxy.cfg", &taken);
+    let _holder = lab
+        .balancer
+        .namespace
+        .enter(|| std::net::TcpListener::bind((BALANCER4, 99)).unwrap());
+    let output = hapilot.command(&["reload"]);
+    assert!(!output.status.success(), "{output:?}");
+    assert_eq!(hapilot.current().id, old.id);
+    assert_eq!(via(&lab), "v1");
+    end(&lab, hapilot, &before);
+}
+
+#[test]
+fn a_storm_of_signals_is_few_reloads_and_ends_with_the_last_configuration() {
+    const SIGNALS: u64 = 200;
+    let (lab, mut hapilot, before) = start();
+    let first = hapilot.current();
+    for round in 1..=SIGNALS {
+        configure(&lab, &format!("v{round}"));
+        hapilot.signal(Signal::SIGHUP);
+    }
+    let last = format!("v{SIGNALS}");
+    until(LONG, "the last configuration answers", || {
+        (via(&lab) == last).then_some(())
+    });
+    hapilot.await_status("serving, with nothing left to do", |status| {
+        status["state"] == "serving" && status["generations"].as_array().unwrap().len() == 1
+    });
+    let reloads = hapilot.current().id - first.id;
+    assert!(
+        reloads >= 1 && reloads < SIGNALS / 2,
+        "{reloads} reloads for {SIGNALS} signals"
+    );
+    end(&lab, hapilot, &before);
+}
+
+#[test]
+fn the_replaced_generation_finishes_its_sessions() {
+    let (lab, mut hapilot, before) = start();
+    let old = hapilot.current();
+    let mut download = Download::begin(&lab.client, &web(), "/slow");
+    configure(&lab, "v2");
+    hapilot.reload();
+    hapilot.await_successor(&old);
+    let status = hapilot.status();
+    let draining = generations(&status)
+        .into_iter()
+        .find(|one| one.id == old.id)
+        .unwrap();
+    assert_eq!(
+        (draining.state.as_str(), draining.pid),
+        ("draining", old.pid)
+    );
+    assert_eq!(via(&lab), "v2");
+    assert!(download.is_open());
+    lab.origin.open_gate();
+    assert_eq!(download.finish().body().len(), 2 * HALF);
+    await_gone(&mut hapilot, &old, SHORT);
+    end(&lab, hapilot, &before);
+}
+
+#[test]
+fn a_generation_that_does_not_finish_is_ended_at_the_drain_deadline() {
+    let (lab, mut hapilot, before) = start_with(&[("HAPROXY_DRAIN_DEADLINE", "2s")]);
+    let old = hapilot.current();
+    let mut download = Download::begin(&lab.client, &web(), "/hang");
+    hapilot.reload();
+    let reloaded = Instant::now();
+    hapilot.await_successor(&old);
+    assert!(download.is_open(), "it has two seconds");
+    await_gone(&mut hapilot, &old, LONG);
+    let took = reloaded.elapsed();
+    assert!(took >= Duration::from_millis(1500), "it got only {took:?}");
+    assert!(took < Duration::from_secs(4), "it got {took:?}");
+    assert!(!download.is_open());
+    assert_eq!(via(&lab), "v1");
+    end(&lab, hapilot, &before);
+}
+
+#[test]
+fn beyond_the_most_generations_the_oldest_draining_one_is_stopped_hard() {
+    let (lab, mut hapilot, before) = start_with(&[
+        ("HAPROXY_MAX_GENERATIONS", "3"),
+        ("HAPROXY_STOP_DEADLINE", "4s"),
+    ]);
+    let mut downloads = Vec::new();
+    for _ in 0..4 {
+        let old = hapilot.current();
+        downloads.push((old.clone(), Download::begin(&lab.client, &web(), "/hang")));
+        hapilot.reload();
+        hapilot.await_successor(&old);
+    }
+    await_gone(&mut hapilot, &downloads[0].0, SHORT);
+    let most = hapilot.await_status("at most three generations", |status| {
+        status["generations"].as_array().unwrap().len() <= 3
+    });
+    assert!(!downloads[0].1.is_open(), "the oldest was stopped hard");
+    assert!(downloads[3].1.is_open(), "the youngest drains on: {most}");
+    assert!(
+        downloads[2].1.is_open(),
+        "and so does the one before: {most}"
+    );
+    assert_eq!(via(&lab), "v1");
+    hapilot.signal(Signal::SIGINT);
+    assert_eq!(hapilot.wait(SHORT).code(), Some(0));
+    lab.balancer.state().assert_same_as(&before);
+}
+
+/// Two servers, a table of clients that follows through peers, and the state of servers on file.
+fn stateful(via: &str) -> String {
+    let origin = "origin\n  stick-table type ip size 1k expire 5m store conn_cnt peers followers\n  \
+        http-request track-sc0 src";
+    let config = proxy(":80", via).replace("backend origin", &format!("backend {origin}"));
+    let config = config.replace(
+        "defaults\n",
+        "defaults\n  load-server-state-from-file global\n",
+    );
+    format!(
+        "global\n  localpeer lab\n{config}  server s2 10.2.0.2:8000 weight 100\n\
+         peers followers\n  peer lab 127.0.0.1:10000\n"
+    )
+}
+
+#[test]
+fn stick_tables_and_server_states_set_by_hand_follow_through_a_reload() {
+    let lab = Lab::new();
+    let before = lab.balancer.state();
+    let mut hapilot = lab.balancer.serve(&stateful("v1"));
+    let old = hapilot.current();
+    for _ in 0..3 {
+        assert_eq!(via(&lab), "v1");
+    }
+    let entry = |hapilot: &Instance, of: &Generation| hapilot.runtime(of, "show table origin");
+    assert!(
+        entry(&hapilot, &old).contains("conn_cnt=3"),
+        "{}",
+        entry(&hapilot, &old)
+    );
+    hapilot.runtime(&old, "set server origin/s1 state drain");
+    hapilot.runtime(&old, "set weight origin/s2 42%");
+    let weight = hapilot.runtime(&old, "get weight origin/s2");
+    assert!(weight.starts_with("42 "), "{weight}");
+
+    lab.balancer.write("haproxy.cfg", &stateful("v2"));
+    hapilot.reload();
+    let new = hapilot.await_successor(&old);
+    // no client came meanwhile: what the new generation knows, it knows from the old one
+    until(LONG, "the table followed", || {
+        let table = entry(&hapilot, &new);
+        (table.contains(&format!("key={CLIENT4}")) && table.contains("conn_cnt=3")).then_some(())
+    });
+    let weight = hapilot.runtime(&new, "get weight origin/s2");
+    assert!(weight.starts_with("42 "), "{weight}");
+    let servers = hapilot.runtime(&new, "show stat");
+    let drained = servers
+        .lines()
+        .find(|line| line.starts_with("origin,s1,"))
+        .unwrap();
+    assert!(drained.contains("DRAIN"), "{drained}");
+    assert_eq!(via(&lab), "v2");
+    end(&lab, hapilot, &before);
+}
+
+#[test]
+fn a_pause_keeps_new_connections_out_and_a_resume_lets_them_in_again_also_after_a_reload() {
+    let (lab, mut hapilot, before) = start();
+    let quick = Duration::from_millis(400);
+    let served = || get_within(&lab.client, &web(), "/", quick).is_answered();
+    for round in 0..2 {
+        let mut download = Download::begin(&lab.client, &web(), "/slow");
+        hapilot.signal(Signal::SIGTTOU);
+        until(SHORT, "the pause", || (!served()).then_some(()));
+        assert!(!served(), "paused it stays");
+        assert!(download.is_open(), "a pause ends no session");
+        hapilot.signal(Signal::SIGTTIN);
+        until(SHORT, "the service", || served().then_some(()));
+        for _ in 0..20 {
+            assert!(
+                served(),
+                "round {round}: every new connection is served again"
+            );
+        }
+        let old = hapilot.current();
+        hapilot.reload();
+        hapilot.await_successor(&old);
+        assert!(served());
+    }
+    lab.origin.open_gate();
+    end(&lab, hapilot, &before);
+}
+
+#[test]
+fn a_reload_leaves_a_receipt_that_tells_what_happened() {
+    let (lab, mut hapilot, before) = start();
+    let old = hapilot.current();
+    hapilot.reload();
+    let new = hapilot.await_successor(&old);
+    let taken = hapilot.status()["last_reload"].to_string();
+    for number in [
+        old.id.to_string(),
+        new.id.to_string(),
+        old.pid.to_string(),
+        new.pid.to_string(),
+    ] {
+        assert!(taken.contains(&number), "{number} is missing in {taken}");
+    }
+    break_configuration(&lab);
+    assert!(!hapilot.command(&["reload"]).status.success());
+    let refused = hapilot.status()["last_reload"].to_string();
+    assert_ne!(taken, refused);
+    assert!(
+        refused.contains(BROKEN_WORD),
+        "HAProxy's words are missing in {refused}"
+    );
+    end(&lab, hapilot, &before);
+}

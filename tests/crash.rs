@@ -31,7 +31,7 @@ fn start_with(settings: &[(&str, &str)], pid: Pid) -> (Lab, Instance, HostState)
     (lab, hapilot, before)
 }
 
-fn kill_haproxy(hapilot: &Instance) -> lab::instance::Generation {
+fn kill_haproxy(hapilot: &Instance) -> lab::Generation {
     let current = hapilot.current();
     lab::process::kill(hapilot.process_of(&current), Signal::SIGKILL);
     current

@@ -54,9 +54,9 @@ fn an_orphans_zombie_is_reaped() {
     let mut hapilot = start(&lab, Pid::One);
     for _ in 0..3 {
         let orphans = [0; 5].map(|_| make_orphan(&hapilot));
-        orphans
-            .iter()
-            .for_each(|orphan| lab::process::kill(*orphan, Signal::SIGKILL));
+        for orphan in orphans {
+            lab::process::kill(orphan, Signal::SIGKILL);
+        }
         orphans.into_iter().for_each(await_reaped);
     }
     hapilot.stop();

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use lab::client::get_within;
 use lab::haproxy_cfg::{BROKEN, BROKEN_WORD, proxy};
-use lab::instance::{Generation, generations};
 use lab::network::{BALANCER4, CLIENT4};
-use lab::origin::HALF;
-use lab::{Download, HalfOpen, HostState, Instance, LONG, Lab, Load, Outcome, SHORT, get, until};
+use lab::{
+    Download, Generation, HalfOpen, HostState, Instance, LONG, Lab, Load, Outcome, SHORT,
+    generations, get, until,
+};
 use nix::sys::signal::Signal;
 
 fn web() -> String {
@@ -213,82 +214,10 @@ fn a_storm_of_signals_is_few_reloads_and_ends_with_the_last_configuration() {
     });
     let reloads = hapilot.current().id - first.id;
     assert!(
-        reloads >= 1 && reloads < SIGNALS / 2,
+        (1..SIGNALS / 2).contains(&reloads),
         "{reloads} reloads for {SIGNALS} signals"
     );
     end(&lab, hapilot, &before);
-}
-
-#[test]
-fn the_replaced_generation_finishes_its_sessions() {
-    let (lab, mut hapilot, before) = start();
-    let old = hapilot.current();
-    let mut download = Download::begin(&lab.client, &web(), "/slow");
-    configure(&lab, "v2");
-    hapilot.reload();
-    hapilot.await_successor(&old);
-    let status = hapilot.status();
-    let draining = generations(&status)
-        .into_iter()
-        .find(|one| one.id == old.id)
-        .unwrap();
-    assert_eq!(
-        (draining.state.as_str(), draining.pid),
-        ("draining", old.pid)
-    );
-    assert_eq!(via(&lab), "v2");
-    assert!(download.is_open());
-    lab.origin.open_gate();
-    assert_eq!(download.finish().body().len(), 2 * HALF);
-    await_gone(&mut hapilot, &old, SHORT);
-    end(&lab, hapilot, &before);
-}
-
-#[test]
-fn a_generation_that_does_not_finish_is_ended_at_the_drain_deadline() {
-    let (lab, mut hapilot, before) = start_with(&[("HAPROXY_DRAIN_DEADLINE", "2s")]);
-    let old = hapilot.current();
-    let mut download = Download::begin(&lab.client, &web(), "/hang");
-    hapilot.reload();
-    let reloaded = Instant::now();
-    hapilot.await_successor(&old);
-    assert!(download.is_open(), "it has two seconds");
-    await_gone(&mut hapilot, &old, LONG);
-    let took = reloaded.elapsed();
-    assert!(took >= Duration::from_millis(1500), "it got only {took:?}");
-    assert!(took < Duration::from_secs(4), "it got {took:?}");
-    assert!(!download.is_open());
-    assert_eq!(via(&lab), "v1");
-    end(&lab, hapilot, &before);
-}
-
-#[test]
-fn beyond_the_most_generations_the_oldest_draining_one_is_stopped_hard() {
-    let (lab, mut hapilot, before) = start_with(&[
-        ("HAPROXY_MAX_GENERATIONS", "3"),
-        ("HAPROXY_STOP_DEADLINE", "4s"),
-    ]);
-    let mut downloads = Vec::new();
-    for _ in 0..4 {
-        let old = hapilot.current();
-        downloads.push((old.clone(), Download::begin(&lab.client, &web(), "/hang")));
-        hapilot.reload();
-        hapilot.await_successor(&old);
-    }
-    await_gone(&mut hapilot, &downloads[0].0, SHORT);
-    let most = hapilot.await_status("at most three generations", |status| {
-        status["generations"].as_array().unwrap().len() <= 3
-    });
-    assert!(!downloads[0].1.is_open(), "the oldest was stopped hard");
-    assert!(downloads[3].1.is_open(), "the youngest drains on: {most}");
-    assert!(
-        downloads[2].1.is_open(),
-        "and so does the one before: {most}"
-    );
-    assert_eq!(via(&lab), "v1");
-    hapilot.signal(Signal::SIGINT);
-    assert_eq!(hapilot.wait(SHORT).code(), Some(0));
-    lab.balancer.state().assert_same_as(&before);
 }
 
 /// Two servers, a table of clients that follows through peers, and the state of servers on file.

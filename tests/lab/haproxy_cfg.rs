@@ -36,12 +36,9 @@ pub fn transparent(bind4: &str, bind6: &str) -> String {
 }
 
 pub fn frontend(name: &str, binds: &[&str], via: &str, backend: &str) -> String {
-    let binds: String = binds
-        .iter()
-        .map(|bind| format!("  bind {bind}\n"))
-        .collect();
+    let binds = binds.join("\n  bind ");
     format!(
-        "frontend {name}\n{binds}  http-response set-header x-via {via}\n  default_backend {backend}\n"
+        "frontend {name}\n  bind {binds}\n  http-response set-header x-via {via}\n  default_backend {backend}\n"
     )
 }
 

@@ -132,9 +132,9 @@ fn without_empty_chains(list: &str) -> String {
         } else if closes {
             let built_in = kept.last().is_some_and(|line| is_built_in(line));
             if built_in {
-                drop(kept.pop())
+                kept.pop();
             } else {
-                kept.push(line.to_owned())
+                kept.push(line.to_owned());
             }
         } else if block.is_empty() {
             kept.push(uncounted(line));
@@ -180,7 +180,9 @@ fn collect(path: &Path, text: &mut String) {
             .map(|e| e.unwrap().path())
             .collect();
         entries.sort();
-        entries.iter().for_each(|entry| collect(entry, text));
+        for entry in entries {
+            collect(&entry, text);
+        }
     } else if let Ok(value) = fs::read_to_string(path) {
         let _ = writeln!(text, "{} = {}", path.display(), value.trim());
     }

@@ -1,203 +1,31 @@
-//! One hapilot, run as a container would run it: its own mounts, its own `/run`, PID 1 or not.
+//! One hapilot that runs: what a test may ask of it and do to it.
 //!
-//! The `/run` is a directory that outlives the instance, as a container's does over a restart, and
-//! through which the test reaches the sockets. Whatever happens, nothing of it outlives the value.
+//! Whatever happens, none of its processes outlives the value.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use rustix::thread::UnshareFlags;
 use serde_json::Value;
 
-use super::namespace::unshare;
-use super::{Host, LONG, Namespace, SHORT, bounded, process, until};
-
-/// Whether the instance is the first process of its container, or lives among the host's.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Pid {
-    One,
-    OfTheHost,
-}
-
-/// What the container is given; the words after `run` in `docker run`.
-#[derive(Clone, Debug)]
-pub struct Spec<'h> {
-    host: &'h Host,
-    name: String,
-    environment: BTreeMap<String, String>,
-    arguments: Vec<String>,
-    wrapper: Vec<String>,
-    pid: Pid,
-    proc_sys: &'static str,
-}
-
-const READ_ONLY_PROC_SYS: &str = "mount --bind /proc/sys /proc/sys && \
-    mount -o remount,ro,bind /proc/sys && ";
-
-impl<'h> Spec<'h> {
-    pub fn new(host: &'h Host, name: &str) -> Self {
-        let path = std::env::var("PATH").unwrap();
-        Self {
-            host,
-            name: name.to_owned(),
-            environment: BTreeMap::from([("PATH".to_owned(), path)]),
-            arguments: Vec::new(),
-            wrapper: Vec::new(),
-            pid: Pid::One,
-            proc_sys: "",
-        }
-    }
-
-    pub fn env(mut self, key: &str, value: &str) -> Self {
-        self.environment.insert(key.to_owned(), value.to_owned());
-        self
-    }
-
-    pub fn config(self, path: &Path) -> Self {
-        let path = path.to_str().unwrap().to_owned();
-        self.env("HAPROXY_CONFIG", &path)
-    }
-
-    pub fn args(mut self, arguments: &[&str]) -> Self {
-        self.arguments = arguments.iter().map(|word| (*word).to_owned()).collect();
-        self
-    }
-
-    pub fn pid(mut self, pid: Pid) -> Self {
-        self.pid = pid;
-        self
-    }
-
-    /// As Docker mounts it.
-    pub fn read_only_proc_sys(mut self) -> Self {
-        self.proc_sys = READ_ONLY_PROC_SYS;
-        self
-    }
-
-    /// As a container without `--cap-add=NET_ADMIN`.
-    pub fn without_net_admin(mut self) -> Self {
-        self.wrapper = ["setpriv", "--bounding-set", "-net_admin"]
-            .map(str::to_owned)
-            .to_vec();
-        self
-    }
-
-    pub fn start(self) -> Instance {
-        let run = self.host.path(&format!("run-{}", self.name));
-        std::fs::create_dir_all(&run).unwrap();
-        let script = format!(
-            "mount --make-rprivate / && mount --bind \"$0\" /run && mount -t proc proc /proc && \
-             {}exec \"$@\"",
-            self.proc_sys
-        );
-        let mut command = Command::new("sh");
-        command.arg("-c").arg(script).arg(&run).args(&self.wrapper);
-        command
-            .arg(env!("CARGO_BIN_EXE_hapilot"))
-            .args(&self.arguments);
-        command.env_clear().envs(&self.environment);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let flags = match self.pid {
-            Pid::One => UnshareFlags::NEWNS | UnshareFlags::NEWPID,
-            Pid::OfTheHost => UnshareFlags::NEWNS,
-        };
-        let (mut child, mounts) = self.host.namespace.enter(|| {
-            unshare(flags);
-            let mounts = std::fs::read_link("/proc/thread-self/ns/mnt").unwrap();
-            (
-                command.spawn().unwrap(),
-                mounts.to_string_lossy().into_owned(),
-            )
-        });
-        let log = Log::default();
-        log.follow(child.stdout.take().unwrap());
-        log.follow(child.stderr.take().unwrap());
-        Instance {
-            name: self.name,
-            namespace: self.host.namespace.clone(),
-            environment: self.environment,
-            run,
-            mounts,
-            child,
-            log,
-            begun: Instant::now(),
-        }
-    }
-
-    /// For what is not to stay: runs it to its end.
-    pub fn finish(self) -> Finished {
-        let mut instance = self.start();
-        let status = instance.wait(LONG);
-        instance.log.wait_closed();
-        Finished {
-            status,
-            text: instance.log.text(),
-        }
-    }
-}
-
-/// How a command ended and all that it said.
-#[derive(Debug)]
-pub struct Finished {
-    pub status: ExitStatus,
-    pub text: String,
-}
-
-impl Finished {
-    pub fn assert_code(&self, code: i32) -> &Self {
-        assert_eq!(
-            self.status.code(),
-            Some(code),
-            "{}: it said:\n{}",
-            self.status,
-            self.text
-        );
-        self
-    }
-
-    /// Every one of these must have been said.
-    pub fn assert_says(&self, words: &[&str]) -> &Self {
-        for word in words {
-            assert!(
-                self.text.contains(word),
-                "{word:?} is missing in:\n{}",
-                self.text
-            );
-        }
-        self
-    }
-}
-
-impl From<Output> for Finished {
-    fn from(output: Output) -> Self {
-        let text = [output.stdout, output.stderr].concat();
-        Self {
-            status: output.status,
-            text: String::from_utf8_lossy(&text).into_owned(),
-        }
-    }
-}
+use super::generation::{Generation, generations};
+use super::log::Log;
+use super::{LONG, SHORT, bounded, process, until};
 
 #[derive(Debug)]
 pub struct Instance {
-    name: String,
-    namespace: Namespace,
-    environment: BTreeMap<String, String>,
-    run: PathBuf,
-    mounts: String,
-    child: Child,
+    pub(super) name: String,
+    pub(super) environment: BTreeMap<String, String>,
+    pub(super) run: PathBuf,
+    /// Its mount namespace, by which its processes are known.
+    pub(super) mounts: String,
+    pub(super) child: Child,
     pub log: Log,
-    begun: Instant,
 }
 
 impl Instance {
@@ -367,86 +195,5 @@ impl Drop for Instance {
         if thread::panicking() {
             eprintln!("--- {} said:\n{}---", self.name, self.log.text());
         }
-    }
-}
-
-#[derive(Clone, Debug)]
-pub struct Generation {
-    pub id: u64,
-    pub pid: u32,
-    pub state: String,
-}
-
-pub fn generations(status: &Value) -> Vec<Generation> {
-    let all = status["generations"]
-        .as_array()
-        .expect("generations is a list");
-    let one = |value: &Value| Generation {
-        id: value["id"].as_u64().expect("id is a number"),
-        pid: u32::try_from(value["pid"].as_u64().expect("pid is a number")).unwrap(),
-        state: value["state"].as_str().expect("state is a word").to_owned(),
-    };
-    all.iter().map(one).collect()
-}
-
-/// Everything the instance said so far, as it says it.
-#[derive(Clone, Debug, Default)]
-pub struct Log {
-    lines: Arc<(Mutex<Said>, Condvar)>,
-}
-
-#[derive(Debug, Default)]
-struct Said {
-    lines: Vec<String>,
-    open: usize,
-}
-
-impl Log {
-    fn follow(&self, stream: impl Read + Send + 'static) {
-        let lines = Arc::clone(&self.lines);
-        lines.0.lock().unwrap().open += 1;
-        thread::spawn(move || {
-            for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
-                let line = String::from_utf8_lossy(&line).into_owned();
-                lines.0.lock().unwrap().lines.push(line);
-                lines.1.notify_all();
-            }
-            lines.0.lock().unwrap().open -= 1;
-            lines.1.notify_all();
-        });
-    }
-
-    pub fn text(&self) -> String {
-        let said = self.lines.0.lock().unwrap();
-        said.lines.iter().map(|line| format!("{line}\n")).collect()
-    }
-
-    pub fn count(&self, words: &str) -> usize {
-        self.text()
-            .lines()
-            .filter(|line| line.contains(words))
-            .count()
-    }
-
-    /// Waits for a line with those words.
-    pub fn await_line(&self, words: &str) -> String {
-        let find = |said: &Said| said.lines.iter().find(|line| line.contains(words)).cloned();
-        let said = self.lines.0.lock().unwrap();
-        let wait = self
-            .lines
-            .1
-            .wait_timeout_while(said, LONG, |said| find(said).is_none());
-        let (said, _) = wait.unwrap();
-        find(&said).unwrap_or_else(|| panic!("no line with {words:?} came"))
-    }
-
-    fn wait_closed(&self) {
-        let said = self.lines.0.lock().unwrap();
-        let wait = self
-            .lines
-            .1
-            .wait_timeout_while(said, SHORT, |said| said.open > 0)
-            .unwrap();
-        drop(wait);
     }
 }

@@ -18,20 +18,27 @@
 
 pub mod bounded;
 pub mod client;
+pub mod finished;
+pub mod generation;
 pub mod half_open;
 pub mod haproxy_cfg;
 pub mod host_state;
 pub mod instance;
+pub mod log;
 pub mod namespace;
 pub mod network;
 pub mod origin;
 pub mod process;
+pub mod spec;
 
 pub use bounded::{LONG, SHORT, until};
 pub use client::{Download, Load, Outcome, get};
+pub use finished::Finished;
+pub use generation::{Generation, generations};
 pub use half_open::HalfOpen;
 pub use host_state::HostState;
-pub use instance::{Instance, Pid};
+pub use instance::Instance;
 pub use namespace::Namespace;
 pub use network::{Host, Lab};
 pub use origin::Origin;
+pub use spec::Pid;

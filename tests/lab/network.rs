@@ -6,8 +6,8 @@ use std::sync::Once;
 
 use tempfile::TempDir;
 
-use super::instance::{Instance, Spec};
-use super::{HostState, Namespace, Origin};
+use super::spec::Spec;
+use super::{HostState, Instance, Namespace, Origin};
 
 pub const CLIENT4: &str = "10.1.0.2";
 pub const CLIENT6: &str = "fd00:1::2";

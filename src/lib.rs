@@ -10,6 +10,7 @@ pub mod haproxy;
 pub mod host;
 pub mod listeners;
 pub mod logging;
+pub mod problem;
 pub mod process;
 pub mod settings;
 pub mod supervisor;

@@ -1,0 +1,10 @@
+//! What a HAProxy process listens on.
+//!
+//! HAProxy hands its listening sockets to its successor over its runtime socket (`-x`, HAProxy
+//! management guide, "Seamless reload"). The same question, asked by us, tells what it really
+//! listens on and, by the sockets' inodes, which of them two processes share.
+
+pub mod compare;
+pub mod fetch;
+pub mod socket_table;
+pub mod wire;

@@ -1,0 +1,8 @@
+//! Processes: how they end, how they are signalled, what `/proc` says of them.
+//!
+//! A process is a pidfd, never a bare PID: a PID may belong to somebody else by the time that a
+//! signal is sent. PIDs are for logs and for matching what the kernel reports.
+
+pub mod exit;
+pub mod handle;
+pub mod procfs;

@@ -1,9 +1,18 @@
 //! What the environment asks for. Every mistake is collected and reported at once.
 //!
-//! Parsing is pure: it takes the variables as values, so tests never touch the process's own.
+//! `names` lists the variables, `value` parses one text, `variables` puts them together, `mistake`
+//! is what an operator reads. All of it is pure: the variables come in as values, so tests never
+//! touch the process's own, and the one look at the file system is handed in as a function.
+
+mod mistake;
+mod names;
+mod value;
+mod variables;
 
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use mistake::{Mistake, Mistakes, Warning};
 
 use crate::host::mark::{FwMark, Intercept, Port, TableId};
 
@@ -37,9 +46,19 @@ pub enum LogFormat {
     Json,
 }
 
+/// `HAPROXY_PIDS`: whom to take over from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Predecessors {
+    None,
+    /// Every one that can be found in our network namespace.
+    Auto,
+    Pids(Vec<i32>),
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     pub ports: Vec<Port>,
+    pub pids: Predecessors,
     /// `HAPROXY_CONFIG`, as given; `None` means the usual places.
     pub config: Option<PathBuf>,
     pub transparent: Transparent,

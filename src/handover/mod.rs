@@ -1,0 +1,5 @@
+//! From one generation to the next: what has to be carried over, and the receipt that says how
+//! it went.
+
+pub mod receipt;
+pub mod reload;

@@ -1,0 +1,248 @@
+//! Decides: what in a configuration will probably not work here. Warnings, each with its place.
+
+use super::{Configuration, Peers};
+use crate::haproxy::version::Version;
+use crate::problem::Problem;
+
+/// What 2.6 asks for with one listener and two threads. More threads and listeners need more, but
+/// a warning that cries wolf is worse than none: HAProxy refuses by itself what cannot work.
+const LEAST_BESIDES: u64 = 17;
+/// Room for listeners, checks, and some descriptors for each of many threads.
+const ROOM: u64 = 1000;
+
+/// What a configuration is held against.
+#[derive(Clone, Debug)]
+pub struct Facts<'a> {
+    pub version: &'a Version,
+    pub hostname: &'a str,
+    /// `-L` of HAProxy's arguments.
+    pub local_peer: Option<&'a str>,
+    /// `-n` of HAProxy's arguments.
+    pub maxconn: Option<u64>,
+    /// The hard limit of descriptors; `None` when it is no limit, or may be raised.
+    pub descriptors: Option<u64>,
+    /// Whether transparent proxying is set up.
+    pub transparent: bool,
+}
+
+#[must_use]
+pub fn judge(configuration: &Configuration, facts: &Facts<'_>) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    problems.extend(master_worker(configuration));
+    problems.extend(switched_off(configuration, facts));
+    problems.extend(user_with_usesrc(configuration, facts.version));
+    problems.extend(descriptors(configuration, facts));
+    let peers = configuration.peers.iter();
+    problems.extend(peers.filter_map(|peers| stranger(peers, configuration, facts)));
+    problems
+}
+
+fn master_worker(configuration: &Configuration) -> Option<Problem> {
+    let place = configuration.master_worker.as_ref()?;
+    Some(Problem {
+        what: format!("{place}: master-worker puts a second supervisor under this one"),
+        mend: "remove that line; hapilot does what the master process would do".into(),
+    })
+}
+
+fn switched_off(configuration: &Configuration, facts: &Facts<'_>) -> Option<Problem> {
+    let place = configuration
+        .transparent()
+        .next()
+        .filter(|_| !facts.transparent)?;
+    Some(Problem {
+        what: format!("{place}: this needs transparent proxying, which is not set up"),
+        mend: "unless something else does it, run with --cap-add=NET_ADMIN and \
+               HAPROXY_TRANSPARENT=on"
+            .into(),
+    })
+}
+
+/// Binding to the client's address takes a capability that goes away with root.
+fn user_with_usesrc(configuration: &Configuration, version: &Version) -> Option<Problem> {
+    let (usesrc, user) = (configuration.usesrc.first()?, configuration.user.as_ref()?);
+    let what = format!("{usesrc}: usesrc needs a capability that {user} gives away with root");
+    if !version.at_least(2, 9) {
+        let mend = format!("HAProxy {version} must run without user and uid: remove {user}");
+        return Some(Problem { what, mend });
+    }
+    let kept = |capability: &String| ["cap_net_admin", "cap_net_raw"].contains(&&**capability);
+    (!configuration.setcap.iter().any(kept)).then(|| Problem {
+        what,
+        mend: "add setcap cap_net_admin to the global section".into(),
+    })
+}
+
+fn descriptors(configuration: &Configuration, facts: &Facts<'_>) -> Option<Problem> {
+    let limit = facts.descriptors?;
+    let (maxconn, place) = match (facts.maxconn, &configuration.maxconn) {
+        (Some(maxconn), _) => (maxconn, "the argument -n".to_owned()),
+        (None, Some(found)) => (found.value, found.place.to_string()),
+        (None, None) => return None,
+    };
+    let needed = maxconn.saturating_mul(2).saturating_add(LEAST_BESIDES);
+    (needed > limit).then(|| Problem {
+        what: format!(
+            "{place}: maxconn {maxconn} needs at least {needed} file descriptors, the limit is {limit}"
+        ),
+        mend: format!(
+            "docker run --ulimit nofile={}, or a smaller maxconn",
+            needed.saturating_add(ROOM)
+        ),
+    })
+}
+
+/// Without a peer of its own name a section is dropped, and stick tables are lost on reload.
+fn stranger(peers: &Peers, configuration: &Configuration, facts: &Facts<'_>) -> Option<Problem> {
+    let set = configuration
+        .local_peer
+        .as_ref()
+        .map(|found| found.value.as_str());
+    let name = facts.local_peer.or(set).unwrap_or(facts.hostname);
+    let unknown = |name: &str| name.contains('$');
+    if peers.disabled
+        || peers.names.is_empty()
+        || unknown(name)
+        || peers.names.iter().any(|peer| peer == name || unknown(peer))
+    {
+        return None;
+    }
+    Some(Problem {
+        what: format!(
+            "{}: no peer in section {} has our name, {name}: stick tables are lost on each reload",
+            peers.place, peers.section
+        ),
+        mend: format!(
+            "put localpeer {} into the global section, or pass -L, or docker run --hostname",
+            peers.names[0]
+        ),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn version(minor: u16, major: u16) -> Version {
+        Version {
+            major,
+            minor,
+            full: format!("{major}.{minor}.1"),
+        }
+    }
+
+    fn judged(text: &str, version: &Version, change: impl Fn(&mut Facts<'_>)) -> Vec<String> {
+        let mut configuration = Configuration::default();
+        configuration.scan(Path::new("h.cfg"), text);
+        let mut facts = Facts {
+            version,
+            hostname: "host",
+            local_peer: None,
+            maxconn: None,
+            descriptors: Some(1024),
+            transparent: true,
+        };
+        change(&mut facts);
+        judge(&configuration, &facts)
+            .iter()
+            .map(ToString::to_string)
+            .collect()
+    }
+
+    fn asis(text: &str) -> Vec<String> {
+        judged(text, &version(0, 3), |_| {})
+    }
+
+    #[test]
+    fn an_ordinary_configuration_is_fine() {
+        let text = "global\n maxconn 400\n user haproxy\n daemon\nfrontend f\n bind :80\n";
+        assert_eq!(asis(text), [""; 0]);
+    }
+
+    #[test]
+    fn a_master_under_us_is_one_too_many() {
+        let problems = asis("global\n master-worker\n");
+        assert_eq!(problems.len(), 1);
+        assert!(
+            problems[0].starts_with("h.cfg:2: master-worker"),
+            "{}",
+            problems[0]
+        );
+    }
+
+    #[test]
+    fn transparent_directives_with_transparent_proxying_off_are_named() {
+        let text = "backend b\n source 0.0.0.0 usesrc clientip\nfrontend f\n bind :1 transparent\n";
+        assert_eq!(asis(text), [""; 0]);
+        let problems = judged(text, &version(0, 3), |facts| facts.transparent = false);
+        assert_eq!(problems.len(), 1);
+        assert!(problems[0].starts_with("h.cfg:2: this needs transparent proxying"));
+    }
+
+    #[test]
+    fn usesrc_with_a_user_must_keep_its_capability() {
+        let text = "global\n user haproxy\nbackend b\n source 0.0.0.0 usesrc clientip\n";
+        let with = |setcap: &str| text.replace("global", &format!("global\n setcap {setcap}"));
+        for (minor, major) in [(6, 2), (8, 2)] {
+            let problems = judged(text, &version(minor, major), |_| {});
+            assert_eq!(problems.len(), 1);
+            assert!(
+                problems[0].contains("must run without user"),
+                "{}",
+                problems[0]
+            );
+        }
+        assert!(asis(text)[0].ends_with("add setcap cap_net_admin to the global section"));
+        assert_eq!(asis(&with("cap_net_bind_service")).len(), 1);
+        assert_eq!(asis(&with("cap_net_bind_service,cap_net_admin")), [""; 0]);
+        assert_eq!(asis(&with("cap_net_raw")), [""; 0]);
+        let binds = "global\n user haproxy\nfrontend f\n bind :1 transparent\n";
+        assert_eq!(judged(binds, &version(6, 2), |_| {}), [""; 0]);
+    }
+
+    #[test]
+    fn maxconn_beyond_the_descriptors_is_named_with_the_flag_that_mends_it() {
+        let text = "global\n maxconn 4000\n";
+        let problems = asis(text);
+        assert_eq!(problems.len(), 1);
+        assert!(problems[0].starts_with("h.cfg:2: maxconn 4000 needs at least 8017"));
+        assert!(
+            problems[0].contains("--ulimit nofile=9017"),
+            "{}",
+            problems[0]
+        );
+        let limit = |limit| judged(text, &version(0, 3), |facts| facts.descriptors = limit);
+        assert_eq!(limit(Some(8017)), [""; 0]);
+        assert_eq!(limit(None), [""; 0]);
+        let wins = judged(text, &version(0, 3), |facts| facts.maxconn = Some(u64::MAX));
+        assert!(
+            wins[0].starts_with("the argument -n: maxconn"),
+            "{}",
+            wins[0]
+        );
+    }
+
+    #[test]
+    fn peers_without_our_name_are_named_with_the_way_out() {
+        let text = "peers p\n peer a 10.0.0.1:1\n peer b 10.0.0.2:1\n";
+        let problems = asis(text);
+        assert_eq!(problems.len(), 1);
+        assert!(problems[0].starts_with("h.cfg:1: no peer in section p has our name, host"));
+        assert!(problems[0].contains("localpeer a"), "{}", problems[0]);
+        let renamed = |name| judged(text, &version(0, 3), move |facts| facts.local_peer = name);
+        assert_eq!(renamed(Some("b")), [""; 0]);
+        assert_eq!(renamed(Some("c")).len(), 1);
+        assert_eq!(asis(&format!("global\n localpeer b\n{text}")), [""; 0]);
+        for silent in [
+            "peers p\n bind :1\n",
+            "peers p\n disabled\n peer a 10.0.0.1:1\n",
+            "peers p\n peer \"${HOSTNAME}\" 10.0.0.1:1\n",
+            "global\n localpeer \"$ME\"\npeers p\n peer a 10.0.0.1:1\n",
+            "peers p\n peer host 10.0.0.1:1\n",
+        ] {
+            assert_eq!(asis(silent), [""; 0], "{silent}");
+        }
+    }
+}

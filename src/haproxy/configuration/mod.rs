@@ -1,0 +1,274 @@
+//! Decides: what can be read out of a configuration without being HAProxy. It is a hint: `.if`
+//! blocks and environment variables are not evaluated, and HAProxy itself has the last word.
+
+mod judgement;
+mod line;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+pub use judgement::{Facts, judge};
+
+/// Where something stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub file: PathBuf,
+    pub line: usize,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file.display(), self.line)
+    }
+}
+
+/// A value with the place where it was set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found<T> {
+    pub value: T,
+    pub place: Place,
+}
+
+/// A `peers` section.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peers {
+    pub section: String,
+    pub place: Place,
+    pub names: Vec<String>,
+    pub disabled: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Configuration {
+    /// `source … usesrc …`: connections to servers from addresses that are not ours.
+    pub usesrc: Vec<Place>,
+    /// `bind … transparent`.
+    pub transparent_binds: Vec<Place>,
+    pub server_state_file: Option<PathBuf>,
+    pub server_state_base: Option<PathBuf>,
+    /// `load-server-state-from-file` with `global` or `local` somewhere.
+    pub loads_server_state: bool,
+    pub master_worker: Option<Place>,
+    pub daemon: Option<Place>,
+    pub maxconn: Option<Found<u64>>,
+    /// `user` or `uid`, unless it is root.
+    pub user: Option<Place>,
+    pub group: Option<Place>,
+    /// The capabilities of `setcap`.
+    pub setcap: Vec<String>,
+    pub chroot: Option<PathBuf>,
+    pub peers: Vec<Peers>,
+    pub local_peer: Option<Found<String>>,
+}
+
+/// What the lines so far belong to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Section {
+    Global,
+    Peers,
+    Proxy,
+    Other,
+}
+
+impl Configuration {
+    /// Whether something in it needs transparent proxying, and where.
+    pub fn transparent(&self) -> impl Iterator<Item = &Place> {
+        self.usesrc.iter().chain(&self.transparent_binds)
+    }
+
+    /// Adds what one file says, in the order in which HAProxy reads them.
+    pub fn scan(&mut self, file: &Path, text: &str) {
+        let mut section = Section::Other;
+        for (index, line) in text.lines().enumerate() {
+            let words = line::words(line);
+            let Some((keyword, arguments)) = words.split_first() else {
+                continue;
+            };
+            let place = Place {
+                file: file.to_owned(),
+                line: index + 1,
+            };
+            if let Some(begun) = begins(keyword) {
+                section = begun;
+                if begun == Section::Peers {
+                    self.peers.push(Peers {
+                        section: arguments.first().cloned().unwrap_or_default(),
+                        place,
+                        names: vec![],
+                        disabled: false,
+                    });
+                }
+                continue;
+            }
+            match section {
+                Section::Global => self.global(keyword, arguments, place),
+                Section::Peers => self.peer(keyword, arguments),
+                Section::Proxy => self.proxy(keyword, arguments, place),
+                Section::Other => {}
+            }
+        }
+    }
+
+    fn global(&mut self, keyword: &str, arguments: &[String], place: Place) {
+        let first = arguments.first().map_or("", String::as_str);
+        match keyword {
+            "master-worker" => self.master_worker = Some(place),
+            "daemon" => self.daemon = Some(place),
+            "user" if first != "root" => self.user = Some(place),
+            "uid" if first != "0" => self.user = Some(place),
+            "group" | "gid" => self.group = Some(place),
+            "setcap" => self.setcap.extend(first.split(',').map(str::to_owned)),
+            "chroot" => self.chroot = Some(first.into()),
+            "server-state-file" => self.server_state_file = Some(first.into()),
+            "server-state-base" => self.server_state_base = Some(first.into()),
+            "localpeer" => {
+                self.local_peer = Some(Found {
+                    value: first.to_owned(),
+                    place,
+                });
+            }
+            "maxconn" => {
+                self.maxconn = first.parse().ok().map(|value| Found { value, place });
+            }
+            _ => {}
+        }
+    }
+
+    fn peer(&mut self, keyword: &str, arguments: &[String]) {
+        let Some(peers) = self.peers.last_mut() else {
+            return;
+        };
+        match (keyword, arguments.first()) {
+            ("peer" | "server", Some(name)) => peers.names.push(name.clone()),
+            ("disabled", _) => peers.disabled = true,
+            ("enabled", _) => peers.disabled = false,
+            _ => {}
+        }
+    }
+
+    fn proxy(&mut self, keyword: &str, arguments: &[String], place: Place) {
+        // A name or an address comes first and may read like an option.
+        let has = |word| arguments.iter().skip(1).any(|argument| argument == word);
+        match keyword {
+            "bind" if has("transparent") => self.transparent_binds.push(place),
+            "source" | "server" | "server-template" if has("usesrc") => self.usesrc.push(place),
+            "default-server" if arguments.iter().any(|word| word == "usesrc") => {
+                self.usesrc.push(place);
+            }
+            "load-server-state-from-file" => {
+                self.loads_server_state |= arguments.first().is_some_and(|mode| mode != "none");
+            }
+            _ => {}
+        }
+    }
+}
+
+fn begins(keyword: &str) -> Option<Section> {
+    Some(match keyword {
+        "global" => Section::Global,
+        "peers" => Section::Peers,
+        "defaults" | "frontend" | "backend" | "listen" => Section::Proxy,
+        "acme" | "cache" | "crt-store" | "fcgi-app" | "http-errors" | "log-forward"
+        | "log-profile" | "mailers" | "program" | "resolvers" | "ring" | "traces" | "userlist" => {
+            Section::Other
+        }
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scan(text: &str) -> Configuration {
+        let mut configuration = Configuration::default();
+        configuration.scan(Path::new("h.cfg"), text);
+        configuration
+    }
+
+    fn places<'a>(places: impl IntoIterator<Item = &'a Place>) -> Vec<String> {
+        places.into_iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_configuration_that_says_nothing_gives_nothing() {
+        assert_eq!(scan(""), Configuration::default());
+        assert_eq!(
+            scan("global\n # user haproxy\ndefaults\n"),
+            Configuration::default()
+        );
+    }
+
+    #[test]
+    fn the_global_section_is_read_word_by_word() {
+        let found = scan(
+            "global\n  master-worker no-exit-on-failure\n  daemon\n  maxconn 4000\n  user haproxy\n  \
+             group haproxy\n  chroot /var/empty\n  setcap cap_net_admin,cap_net_raw\n  \
+             server-state-base /run\n  server-state-file \"/run/a b\"\n  localpeer lb1 # us\n\
+             defaults\n  load-server-state-from-file global\n",
+        );
+        assert_eq!(found.master_worker.unwrap().line, 2);
+        assert_eq!(found.daemon.unwrap().line, 3);
+        assert_eq!(found.maxconn.unwrap().value, 4000);
+        assert_eq!(found.user.unwrap().line, 5);
+        assert_eq!(found.group.unwrap().line, 6);
+        assert_eq!(found.chroot, Some("/var/empty".into()));
+        assert_eq!(found.setcap, ["cap_net_admin", "cap_net_raw"]);
+        assert_eq!(found.server_state_base, Some("/run".into()));
+        assert_eq!(found.server_state_file, Some("/run/a b".into()));
+        assert_eq!(found.local_peer.unwrap().value, "lb1");
+        assert!(found.loads_server_state);
+    }
+
+    #[test]
+    fn words_of_global_mean_something_else_elsewhere() {
+        let found = scan(
+            "defaults\n maxconn 10\n user x\nprogram p\n user haproxy\nresolvers r\n group x\n\
+             userlist u\n user joe password x\n",
+        );
+        assert_eq!(found, Configuration::default());
+    }
+
+    #[test]
+    fn root_as_user_is_no_change_of_user() {
+        assert_eq!(scan("global\n user root\n uid 0\n").user, None);
+        assert!(scan("global\n uid 99\n").user.is_some());
+    }
+
+    #[test]
+    fn what_needs_transparent_proxying_is_found_with_its_place() {
+        let found = scan(
+            "frontend f\n  bind :80\n  bind :8080 name x transparent\n  bind transparent\n\
+             backend b\n  source 0.0.0.0 usesrc clientip\n  #source 0.0.0.0 usesrc client\n  \
+             server usesrc 10.0.0.1:80\n  server s 10.0.0.2:80 source :: usesrc \"hdr_ip(x, -1)\"\n  \
+             source 10.0.0.9\n  default-server source 0.0.0.0 usesrc clientip\n  option transparent\n",
+        );
+        assert_eq!(places(&found.transparent_binds), ["h.cfg:3"]);
+        assert_eq!(places(&found.usesrc), ["h.cfg:6", "h.cfg:9", "h.cfg:11"]);
+        assert_eq!(places(found.transparent()).len(), 4);
+    }
+
+    #[test]
+    fn peers_are_listed_by_section() {
+        let found = scan(
+            "peers one\n peer a 10.0.0.1:1024\n peer b 10.0.0.2:1024\n\
+             peers two\n disabled\n bind :1024\n server c\nbackend x\n server d 10.0.0.3\n",
+        );
+        let seen: Vec<_> = found
+            .peers
+            .iter()
+            .map(|p| (&*p.section, p.place.line, p.disabled))
+            .collect();
+        assert_eq!(seen, [("one", 1, false), ("two", 4, true)]);
+        assert_eq!(found.peers[0].names, ["a", "b"]);
+        assert_eq!(found.peers[1].names, ["c"]);
+    }
+
+    #[test]
+    fn a_section_ends_with_its_file() {
+        let mut found = scan("global\n maxconn 5\n");
+        found.scan(Path::new("second.cfg"), " daemon\nglobal\n maxconn 6\n");
+        assert_eq!(found.daemon, None);
+        assert_eq!(found.maxconn.unwrap().place.to_string(), "second.cfg:3");
+    }
+}

@@ -1,0 +1,152 @@
+//! Acts: finds and reads the files of a configuration, as `haproxy -f` would.
+//!
+//! Only regular files are read: a pipe gives its text once, and that once is HAProxy's.
+
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use rustix::fs::{Access, access};
+
+use super::configuration::Configuration;
+
+/// Whether HAProxy could read its configuration here, or why not.
+pub fn usable(path: &Path) -> Result<(), String> {
+    let files = files(path).map_err(|error| reason(&error))?;
+    if files.is_empty() {
+        return Err("there is no *.cfg file in that directory".into());
+    }
+    for file in files {
+        access(&file, Access::READ_OK).map_err(|error| {
+            format!("cannot read {}: {}", file.display(), reason(&error.into()))
+        })?;
+    }
+    Ok(())
+}
+
+/// Reads and scans all of them. `directory` is where `-C` says that relative paths begin.
+pub fn read(paths: &[PathBuf], directory: Option<&Path>) -> anyhow::Result<Configuration> {
+    let mut configuration = Configuration::default();
+    for path in paths {
+        let path = directory.map_or_else(|| path.clone(), |directory| directory.join(path));
+        let files = files(&path).with_context(|| format!("look at {}", path.display()))?;
+        for file in files.iter().filter(|file| file.is_file()) {
+            let text = fs::read(file).with_context(|| format!("read {}", file.display()))?;
+            configuration.scan(file, &String::from_utf8_lossy(&text));
+        }
+    }
+    Ok(configuration)
+}
+
+/// The path itself, or of a directory its regular files `*.cfg` in lexical order, without those
+/// that begin with a dot.
+fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
+    if !fs::metadata(path)?.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path)? {
+        let (name, file) = entry.map(|entry| (entry.file_name(), entry.path()))?;
+        let wanted = !name.as_bytes().starts_with(b".") && name.as_bytes().ends_with(b".cfg");
+        if wanted && fs::metadata(&file)?.is_file() {
+            files.push(file);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Without Rust's "(os error 2)", which tells an operator nothing.
+fn reason(error: &io::Error) -> String {
+    let text = error.to_string().to_lowercase();
+    text.split(" (os error")
+        .next()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree(entries: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in entries {
+            fs::write(dir.path().join(name), text).unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn a_file_and_a_directory_with_configuration_are_usable() {
+        let dir = tree(&[("a.cfg", "")]);
+        assert_eq!(usable(dir.path()), Ok(()));
+        assert_eq!(usable(&dir.path().join("a.cfg")), Ok(()));
+        assert_eq!(usable(Path::new("/dev/null")), Ok(()));
+    }
+
+    #[test]
+    fn what_haproxy_could_not_read_has_a_reason() {
+        let dir = tree(&[("notes.txt", ""), (".hidden.cfg", "")]);
+        assert_eq!(
+            usable(dir.path()),
+            Err("there is no *.cfg file in that directory".into())
+        );
+        let missing = dir.path().join("missing");
+        assert_eq!(usable(&missing), Err("no such file or directory".into()));
+        let circle = dir.path().join("circle.cfg");
+        std::os::unix::fs::symlink(&circle, &circle).unwrap();
+        assert_eq!(
+            usable(&circle),
+            Err("too many levels of symbolic links".into())
+        );
+    }
+
+    #[test]
+    fn an_unreadable_file_is_named_with_the_reason() {
+        use rustix::process::{Uid, geteuid};
+        use std::os::unix::fs::PermissionsExt;
+
+        let dir = tree(&[("a.cfg", "")]);
+        let set = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let file = dir.path().join("a.cfg");
+        set(dir.path(), 0o755);
+        set(&file, 0o000);
+        // Root may read anything; a user is a property of the thread, so this one stops being root.
+        let judge = || {
+            if geteuid().is_root() {
+                let nobody = Uid::from_raw(65534);
+                rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+            }
+            [usable(&file), usable(dir.path())]
+        };
+        let answers = std::thread::scope(|scope| scope.spawn(judge).join().unwrap());
+        let expected = format!("cannot read {}: permission denied", file.display());
+        assert_eq!(answers, [Err(expected.clone()), Err(expected)]);
+    }
+
+    #[test]
+    fn all_files_are_read_in_haproxys_order() {
+        let dir = tree(&[
+            ("20.cfg", "global\n maxconn 20\n"),
+            ("100.cfg", "global\n maxconn 100\n"),
+            (".30.cfg", "global\n maxconn 30\n"),
+            ("40.cfg.bak", "global\n maxconn 40\n"),
+        ]);
+        fs::create_dir(dir.path().join("50.cfg")).unwrap();
+        let read = read(&["/dev/null".into(), ".".into()], Some(dir.path())).unwrap();
+        let maxconn = read.maxconn.unwrap();
+        assert_eq!(maxconn.value, 20);
+        assert!(maxconn.place.file.ends_with("20.cfg"));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named() {
+        let error = read(&["/no/such.cfg".into()], None).unwrap_err();
+        assert!(format!("{error:#}").starts_with("look at /no/such.cfg: No such file"));
+    }
+}

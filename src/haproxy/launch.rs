@@ -1,0 +1,185 @@
+//! Acts: starts a generation.
+//!
+//! The runtime socket of each generation is bound here and inherited by HAProxy (`fd@`), so it is
+//! there before HAProxy is: whoever connects waits in our backlog until HAProxy answers or dies,
+//! and nobody has to look for a file. Each generation has a path of its own, because `-x` needs the
+//! old one's socket while the new one starts.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+use rustix::io::FdFlags;
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::command_line;
+use super::generation::GenerationId;
+use crate::process::exit::Exit;
+use crate::process::handle::Handle;
+
+/// What is the same for every generation.
+#[derive(Clone, Debug)]
+pub struct Program {
+    pub binary: PathBuf,
+    /// HAProxy's arguments as the operator gave them, without those that we manage.
+    pub arguments: Vec<OsString>,
+    pub configuration: Vec<PathBuf>,
+    pub run_directory: PathBuf,
+    /// Where server state is kept for the next generation.
+    pub state_file: StateFile,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StateFile {
+    /// Ours, named in our fragment.
+    Ours(PathBuf),
+    /// The configuration names one itself.
+    Theirs(PathBuf),
+}
+
+impl StateFile {
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Ours(path) | Self::Theirs(path) => path,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct Launched {
+    pub handle: Handle,
+    pub runtime_socket: PathBuf,
+    /// HAProxy's stdout and stderr.
+    pub output: OwnedFd,
+}
+
+/// Why there is no process, as the exit that a shell would report for it.
+#[derive(Debug)]
+pub struct NotLaunched {
+    pub exit: Exit,
+    pub error: anyhow::Error,
+}
+
+impl Program {
+    #[must_use]
+    pub fn runtime_socket(&self, id: GenerationId) -> PathBuf {
+        self.run_directory.join(format!("generation-{id}.sock"))
+    }
+
+    fn fragment(&self, id: GenerationId) -> PathBuf {
+        self.run_directory.join(format!("generation-{id}.cfg"))
+    }
+
+    /// Removes the files of a generation that is gone.
+    pub fn forget(&self, id: GenerationId) {
+        for path in [self.runtime_socket(id), self.fragment(id)] {
+            if let Err(error) = fs::remove_file(&path)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!(%error, path = %path.display(), "could not remove the file");
+            }
+        }
+    }
+
+    pub fn launch(
+        &self,
+        id: GenerationId,
+        from: Option<&Path>,
+    ) -> std::result::Result<Launched, NotLaunched> {
+        let ours = |error: anyhow::Error| NotLaunched { exit: Exit::Code(70), error };
+        let runtime_socket = self.runtime_socket(id);
+        let listener = bind(&runtime_socket).map_err(ours)?;
+        let fragment = self.fragment(id);
+        let text = fragment_text(id, listener.as_raw_fd(), &self.state_file);
+        fs::write(&fragment, text)
+            .with_context(|| format!("write {}", fragment.display()))
+            .map_err(ours)?;
+        let (output, child_side) = pipe_with(PipeFlags::CLOEXEC)
+            .context("make a pipe for HAProxy's output")
+            .map_err(ours)?;
+        let mut command =
+            self.command(&fragment, from, id, child_side).map_err(ours)?;
+        let child = {
+            // Inherited by exactly this child: one thread, so nobody else forks in between.
+            let _inherited = Inherited::new(&listener).map_err(ours)?;
+            command.spawn()
+        };
+        let child = child.map_err(|error| not_launched(&self.binary, error))?;
+        let handle = Handle::open(&child).map_err(ours)?;
+        Ok(Launched { handle, runtime_socket, output })
+    }
+
+    fn command(
+        &self,
+        fragment: &Path,
+        from: Option<&Path>,
+        id: GenerationId,
+        output: OwnedFd,
+    ) -> Result<Command> {
+        let arguments =
+            command_line::arguments(&self.arguments, fragment, &self.configuration, from);
+        let mut command = Command::new(&self.binary);
+        command
+            .args(arguments)
+            .env("HAPILOT_GENERATION", id.to_string())
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().context("share HAProxy's output")?)
+            .stderr(output);
+        Ok(command)
+    }
+}
+
+fn fragment_text(id: GenerationId, runtime_fd: i32, state_file: &StateFile) -> String {
+    let mut text = format!(
+        "# hapilot's part of generation {id}: the runtime socket, inherited as descriptor\n\
+         # {runtime_fd}. Everything else is in your own configuration.\n\
+         global\n    stats socket fd@{runtime_fd} level admin expose-fd listeners\n"
+    );
+    if let StateFile::Ours(path) = state_file {
+        text += &format!("    server-state-file {}\n", path.display());
+    }
+    text
+}
+
+fn bind(path: &Path) -> Result<UnixListener> {
+    // Left over from a hapilot that was killed in the same container.
+    if let Err(error) = fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(error).with_context(|| format!("remove {}", path.display()));
+    }
+    UnixListener::bind(path).with_context(|| format!("open runtime socket {}", path.display()))
+}
+
+fn not_launched(binary: &Path, error: io::Error) -> NotLaunched {
+    let exit = Exit::Code(match error.kind() {
+        io::ErrorKind::NotFound => 127,
+        _ => 126,
+    });
+    let error = anyhow::Error::new(error).context(format!("execute {}", binary.display()));
+    NotLaunched { exit, error }
+}
+
+/// A descriptor that the next child inherits, for as long as this lives.
+struct Inherited<'a>(&'a UnixListener);
+
+impl<'a> Inherited<'a> {
+    fn new(socket: &'a UnixListener) -> Result<Self> {
+        rustix::io::fcntl_setfd(socket, FdFlags::empty())
+            .context("let HAProxy inherit its runtime socket")?;
+        Ok(Self(socket))
+    }
+}
+
+impl Drop for Inherited<'_> {
+    fn drop(&mut self) {
+        // Cannot fail on an open descriptor.
+        let _ = rustix::io::fcntl_setfd(self.0, FdFlags::CLOEXEC);
+    }
+}

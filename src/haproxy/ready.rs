@@ -1,0 +1,41 @@
+//! Acts: waits until a generation is ready.
+//!
+//! Ready means: its own runtime socket answers `show info` with its own PID. An end of the
+//! connection, whatever the reason, is never "ready": silence means failure.
+
+use std::future;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::runtime_api::{ask, field};
+use crate::process::procfs;
+
+/// Longer than anybody gives a generation to become ready: the caller has the deadline.
+const NO_LIMIT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Comes back only when the generation is ready; what speaks against it is logged, and the one who
+/// waits has a deadline and learns of the process's end by itself.
+pub async fn ready(socket: &Path, pid: i32) {
+    match answers_as(socket, pid).await {
+        Ok(()) => {}
+        Err(error) => {
+            tracing::debug!(pid, error = format!("{error:#}"), "not ready");
+            future::pending().await
+        }
+    }
+}
+
+async fn answers_as(socket: &Path, pid: i32) -> Result<()> {
+    let info = ask(socket, "show info", NO_LIMIT).await?;
+    let answering: i32 = field(&info, "Pid")
+        .and_then(|pid| pid.parse().ok())
+        .with_context(|| format!("find a PID in the answer {info:?}"))?;
+    // With `master-worker` in the configuration our child is the master; its worker answers.
+    ensure!(
+        answering == pid || procfs::parent(answering).ok().flatten() == Some(pid),
+        "process {answering} answered for process {pid}"
+    );
+    Ok(())
+}

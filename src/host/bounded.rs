@@ -1,0 +1,133 @@
+//! Bounds a synchronous call that runs a program, even when that program hangs.
+//!
+//! The `iptables` package hides its child's pid, and the one thread of this program waits for it.
+//! So a watchdog thread finds that child when the time is up, and kills it with its descendants:
+//! one that kept the output pipe open would make the caller wait on. A child is ours when we are
+//! its parent, it is in our network namespace and its command line is the one that we gave.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+/// How long after a kill the watchdog looks again, should the call still not have returned.
+const AGAIN: Duration = Duration::from_millis(20);
+
+/// What the child looks like in `/proc`.
+#[derive(Debug)]
+struct Child {
+    /// Zero bytes between the arguments, as in `/proc/PID/cmdline`.
+    command_line: Vec<u8>,
+    namespace: PathBuf,
+}
+
+/// Runs `call`, which shall run `program` with `arguments`; an error when it had to be killed.
+pub(super) fn within<T>(
+    limit: Duration,
+    program: &str,
+    arguments: &[&str],
+    call: impl FnOnce() -> T,
+) -> Result<T> {
+    if limit.is_zero() {
+        bail!("no time is left to run it");
+    }
+    let child = Child::new(program, arguments)?;
+    let (finished, watch) = mpsc::channel::<()>();
+    let watchdog = thread::Builder::new()
+        .name("watchdog".into())
+        .spawn(move || {
+            let mut wait = limit;
+            let mut killed = false;
+            while watch.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
+                killed |= child.kill();
+                wait = AGAIN;
+            }
+            killed
+        })
+        .context("start a watchdog")?;
+    let output = call();
+    drop(finished);
+    match watchdog.join() {
+        Ok(false) => Ok(output),
+        Ok(true) => bail!("{program} was still running after {limit:?} and was killed"),
+        Err(_) => bail!("the watchdog of {program} panicked"),
+    }
+}
+
+impl Child {
+    fn new(program: &str, arguments: &[&str]) -> Result<Self> {
+        let namespace =
+            fs::read_link("/proc/thread-self/ns/net").context("read our network namespace")?;
+        let mut command_line = Vec::new();
+        for word in std::iter::once(&program).chain(arguments) {
+            command_line.extend_from_slice(word.as_bytes());
+            command_line.push(0);
+        }
+        Ok(Self {
+            command_line,
+            namespace,
+        })
+    }
+
+    fn kill(&self) -> bool {
+        let us = std::process::id().cast_signed();
+        let processes = processes();
+        let mut killed = false;
+        for &(pid, _) in processes
+            .iter()
+            .filter(|(pid, parent)| *parent == us && self.is(*pid))
+        {
+            // Stopped first, or it could start another child between the look and the kill.
+            signal(pid, us, Signal::STOP);
+            let processes = self::processes();
+            kill_descendants(pid, &processes);
+            killed |= signal(pid, us, Signal::KILL);
+        }
+        killed
+    }
+
+    fn is(&self, pid: i32) -> bool {
+        let in_our_namespace = fs::read_link(format!("/proc/{pid}/ns/net"))
+            .is_ok_and(|namespace| namespace == self.namespace);
+        // A script's command line begins with its interpreter and its own full path.
+        let command_line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        in_our_namespace && command_line.ends_with(&self.command_line)
+    }
+}
+
+fn kill_descendants(of: i32, processes: &[(i32, i32)]) {
+    for &(pid, parent) in processes.iter().filter(|(_, parent)| *parent == of) {
+        kill_descendants(pid, processes);
+        signal(pid, parent, Signal::KILL);
+    }
+}
+
+/// By pidfd, and only if it still has that parent: a pid alone may be somebody else's by now.
+fn signal(pid: i32, parent: i32, signal: Signal) -> bool {
+    let Some(fd) = Pid::from_raw(pid).and_then(|p| pidfd_open(p, PidfdFlags::empty()).ok()) else {
+        return false;
+    };
+    parent_of(pid) == Some(parent) && pidfd_send_signal(fd, signal).is_ok()
+}
+
+/// Every process that we see, with its parent.
+fn processes() -> Vec<(i32, i32)> {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter_map(|pid| Some((pid, parent_of(pid)?)))
+        .collect()
+}
+
+fn parent_of(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // proc_pid_stat(5): the name is in parentheses and may itself have blanks and parentheses.
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(1)?.parse().ok()
+}

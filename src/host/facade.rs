@@ -1,0 +1,298 @@
+//! One instance's hold on the host: set up, switched, told about, taken down.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use serde::Serialize;
+use tracing::warn;
+
+use super::applied::{Applied, Failure};
+use super::instance::Instance;
+use super::iptables::installed;
+use super::lease::{Lease, SetupLock};
+use super::linux::Linux;
+use super::mark::{FwMark, Intercept, TableId};
+use super::plan::{Draft, Family, Plan, Undo};
+use super::preflight::Facts;
+use super::record::{Former, Record};
+use super::saved::{claimed, marks_in_ruleset};
+use super::survey::Survey;
+use super::sysctl;
+use super::tproxy::{self, Choice, Fixed, Picture};
+use crate::problem::Problem;
+
+/// How long a start waits for another one's set-up: that takes some 50 ms.
+const SET_UP_LOCK: Duration = Duration::from_secs(10);
+/// How long a tear-down does: leaving our rules behind would be worse than a race.
+const TEAR_DOWN_LOCK: Duration = Duration::from_secs(2);
+
+/// What the settings ask of the host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    pub intercept: Vec<Intercept>,
+    /// `None`: choose one that is free.
+    pub mark: Option<FwMark>,
+    /// `None`: choose one that is free.
+    pub table: Option<TableId>,
+}
+
+/// Something of ours in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Owned {
+    pub what: String,
+    /// The command by which a person would remove it.
+    pub undo: String,
+}
+
+/// What we hold. Dropped without `tear_down`, all of it stays until the next sweep.
+#[derive(Debug)]
+#[must_use = "what was set up stays in the kernel until it is torn down"]
+pub struct Host {
+    instance: Instance,
+    plan: Plan,
+    kernel: Linux,
+    foundation: Applied,
+    interception: Applied,
+    facts: Facts,
+    warnings: Vec<Problem>,
+}
+
+/// Everything that could not be taken back.
+#[derive(Debug)]
+pub struct TearDownError(pub Vec<Failure>);
+
+impl fmt::Display for TearDownError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "could not undo ")?;
+        for (at, failure) in self.0.iter().enumerate() {
+            write!(f, "{}{failure}", if at == 0 { "" } else { "; " })?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for TearDownError {}
+
+impl Host {
+    /// Always, even where nothing is set up: the lease is a successor's door too.
+    pub fn take_lease() -> Result<Lease> {
+        Lease::take()
+    }
+
+    /// Sweep first. Needs a tokio runtime.
+    pub async fn set_up(instance: Instance, wanted: &Wanted, facts: &Facts) -> Result<Self> {
+        let _lock = SetupLock::take(SET_UP_LOCK)
+            .await
+            .context("set up the host")?;
+        let mut kernel = Linux::open()?;
+        let prepared = prepare(&mut kernel, instance, wanted, facts).await?;
+        let mut foundation = Applied::default();
+        foundation
+            .apply(&mut kernel, &prepared.plan.foundation)
+            .await?;
+        Ok(Self {
+            instance,
+            plan: prepared.plan,
+            kernel,
+            foundation,
+            interception: Applied::default(),
+            facts: facts.clone(),
+            warnings: prepared.warnings,
+        })
+    }
+
+    /// What was found while numbers were chosen.
+    #[must_use]
+    pub fn warnings(&self) -> &[Problem] {
+        &self.warnings
+    }
+
+    /// Not before generation 1 is ready. Already on is not an error.
+    pub async fn intercept_on(&mut self) -> Result<()> {
+        if !self.interception.is_empty() {
+            return Ok(());
+        }
+        self.interception
+            .apply(&mut self.kernel, &self.plan.interception)
+            .await
+    }
+
+    /// Already off is not an error.
+    pub async fn intercept_off(&mut self) -> Result<(), TearDownError> {
+        collected(self.interception.roll_back(&mut self.kernel).await)
+    }
+
+    /// For `hapilot status`.
+    #[must_use]
+    pub fn owned(&self) -> Vec<Owned> {
+        self.undos()
+            .map(|undo| Owned {
+                what: undo.subject(),
+                undo: undo.to_string(),
+            })
+            .collect()
+    }
+
+    fn undos(&self) -> impl Iterator<Item = &Undo> {
+        self.foundation
+            .undos()
+            .iter()
+            .chain(self.interception.undos())
+    }
+
+    /// Newest first, past failures, and over by `until`. What failed may be tried again.
+    pub async fn tear_down(&mut self, until: Instant) -> Result<(), TearDownError> {
+        self.kernel.finish_by(until);
+        // Before anything that may have to wait: from here on nobody is diverted.
+        let mut failures = self.interception.roll_back(&mut self.kernel).await;
+        let limit = TEAR_DOWN_LOCK.min(until.saturating_duration_since(Instant::now()));
+        let _lock = SetupLock::take(limit)
+            .await
+            .inspect_err(|error| warn!("tear down without the set-up lock: {error:#}"))
+            .ok();
+        match self.others() {
+            Ok(others) => self.kernel.others = others,
+            Err(error) => warn!("tear down without a look at other instances: {error:#}"),
+        }
+        failures.extend(self.foundation.roll_back(&mut self.kernel).await);
+        collected(failures)
+    }
+
+    fn others(&self) -> Result<Vec<Record>> {
+        let Facts {
+            programs, families, ..
+        } = &self.facts;
+        Survey::take(&self.kernel.iptables, programs, families)?.living_records(Some(self.instance))
+    }
+}
+
+fn collected(failures: Vec<Failure>) -> Result<(), TearDownError> {
+    if failures.is_empty() {
+        Ok(())
+    } else {
+        Err(TearDownError(failures))
+    }
+}
+
+/// The plan that `set_up` would follow, for `hapilot plan`. Changes nothing, and claims nothing:
+/// another start may take the same numbers first. Needs a tokio runtime.
+pub async fn plan(instance: Instance, wanted: &Wanted, facts: &Facts) -> Result<Plan> {
+    let mut kernel = Linux::open()?;
+    Ok(prepare(&mut kernel, instance, wanted, facts).await?.plan)
+}
+
+struct Prepared {
+    plan: Plan,
+    warnings: Vec<Problem>,
+}
+
+async fn prepare(
+    kernel: &mut Linux,
+    instance: Instance,
+    wanted: &Wanted,
+    facts: &Facts,
+) -> Result<Prepared> {
+    let program = facts
+        .program
+        .ok_or_else(|| anyhow!("no iptables program works here"))?;
+    let survey = Survey::take(&kernel.iptables, &facts.programs, &facts.families)?;
+    kernel.others = survey.living_records(Some(instance))?;
+    let picture = picture(kernel, &survey, wanted, &facts.families).await?;
+    let fixed = Fixed {
+        mark: wanted.mark,
+        table: wanted.table,
+    };
+    let Choice { numbers, warnings } =
+        tproxy::choose(&picture, fixed).map_err(|problem| anyhow!("{problem}"))?;
+    let former = former(kernel, &facts.families)?;
+    let record = Record {
+        instance,
+        numbers,
+        former,
+    };
+    let (families, intercept) = (facts.families.as_slice(), wanted.intercept.as_slice());
+    Ok(Prepared {
+        plan: Plan::new(&Draft {
+            program,
+            families,
+            record,
+            intercept,
+        }),
+        warnings,
+    })
+}
+
+async fn picture(
+    kernel: &Linux,
+    survey: &Survey,
+    wanted: &Wanted,
+    families: &[Family],
+) -> Result<Picture> {
+    let mut picture = Picture::default();
+    for &family in families {
+        picture.rules.extend(kernel.routing.rules(family).await?);
+    }
+    picture.tables = tables(kernel, wanted, families).await?;
+    let recorded = survey
+        .records()
+        .map(|r| claimed(r.numbers.mark.value(), r.numbers.mark.mask()));
+    let saved = survey.places.iter().map(|(_, saved)| saved.marks);
+    picture.marks = saved
+        .chain(recorded)
+        .fold(ruleset_marks(kernel), |bits, more| bits | more);
+    Ok(picture)
+}
+
+/// Rules that iptables does not see. Without `nft` in the image there is no telling.
+fn ruleset_marks(kernel: &Linux) -> u32 {
+    if !installed("nft") {
+        return 0;
+    }
+    match kernel.iptables.output("nft", &["list", "ruleset"]) {
+        Ok(text) => marks_in_ruleset(&text),
+        Err(error) => {
+            warn!("choose a mark without a look at nftables: {error:#}");
+            0
+        }
+    }
+}
+
+/// Those that matter: the one that is fixed, or up to the first that is free. A host may have a
+/// million routes in the others.
+async fn tables(kernel: &Linux, wanted: &Wanted, families: &[Family]) -> Result<BTreeSet<u32>> {
+    let candidates = match wanted.table {
+        Some(table) => table.number()..table.number().saturating_add(1),
+        None => tproxy::FIRST_TABLE..tproxy::FIRST_TABLE + tproxy::TABLES,
+    };
+    let mut used = BTreeSet::new();
+    for table in candidates {
+        let mut free = true;
+        for &family in families {
+            free &= !kernel.routing.table_in_use(family, table).await?;
+        }
+        if free {
+            break;
+        }
+        used.insert(table);
+    }
+    Ok(used)
+}
+
+/// What is to be written down before a sysctl is written. One that is 1 because of another living
+/// hapilot has that one's former value: the last one out restores it.
+fn former(kernel: &Linux, families: &[Family]) -> Result<Former> {
+    let mut former = Former::default();
+    for &family in families {
+        let value = match sysctl::read(family)? {
+            Some(1) => kernel
+                .others
+                .iter()
+                .find_map(|record| record.former.of(family)),
+            now => now.filter(|_| sysctl::writable(family)),
+        };
+        former.set(family, value);
+    }
+    Ok(former)
+}

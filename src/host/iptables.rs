@@ -1,0 +1,208 @@
+//! The only caller of the iptables programs.
+//!
+//! Of the `iptables` package only `execute` is used: its reading helpers call every failure
+//! "absent", and it waits for the lock of the legacy program without a limit. So the status and the
+//! words of every call are judged here, and every call is bounded in time.
+
+use std::env;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow, bail};
+use iptables::IPTables;
+
+use super::bounded;
+use super::instance::ChainName;
+use super::plan::{Family, Place, Program};
+use super::saved::Saved;
+
+/// How long one call may take: the lock of the legacy program is held for milliseconds.
+pub const LIMIT: Duration = Duration::from_secs(5);
+
+/// The caller. Holds only how long it may go on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Iptables {
+    until: Option<Instant>,
+}
+
+/// What a call came to, where it was not a plain success.
+#[derive(Debug)]
+enum Answer {
+    Done,
+    /// What it was about is not there.
+    Absent,
+    Failed(anyhow::Error),
+}
+
+impl Iptables {
+    /// No call goes on after `until`.
+    pub fn finish_by(&mut self, until: Instant) {
+        self.until = Some(until);
+    }
+
+    fn limit(&self) -> Duration {
+        self.until.map_or(LIMIT, |until| {
+            until.saturating_duration_since(Instant::now()).min(LIMIT)
+        })
+    }
+
+    pub fn new_chain(&self, place: Place, chain: ChainName) -> Result<()> {
+        self.change(place, &format!("-N {chain}"))
+    }
+
+    pub fn append(&self, place: Place, chain: &str, rule: &str) -> Result<()> {
+        self.change(place, &format!("-A {chain} {rule}"))
+    }
+
+    /// Removes every copy.
+    pub fn delete(&self, place: Place, chain: &str, rule: &str) -> Result<()> {
+        loop {
+            match self.ask(place, &format!("-D {chain} {rule}")) {
+                Answer::Done => {}
+                Answer::Absent => return Ok(()),
+                Answer::Failed(error) => return Err(error),
+            }
+        }
+    }
+
+    pub fn remove_chain(&self, place: Place, chain: ChainName) -> Result<()> {
+        for option in ["-F", "-X"] {
+            match self.ask(place, &format!("{option} {chain}")) {
+                Answer::Done => {}
+                Answer::Absent => return Ok(()),
+                Answer::Failed(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether program and kernel know everything that `rule` uses. Changes nothing.
+    pub fn probe(&self, place: Place, rule: &str) -> Result<()> {
+        match self.ask(place, &format!("-C PREROUTING {rule}")) {
+            Answer::Done | Answer::Absent => Ok(()),
+            Answer::Failed(error) => Err(error),
+        }
+    }
+
+    /// Everything in every table that is in use. (`-S` would bring a table into use by asking.)
+    pub fn saved(&self, place: Place) -> Result<Saved> {
+        if place.program == Program::Legacy && !legacy_tables(place.family) {
+            return Ok(Saved::default());
+        }
+        let text = self.output(place.program.save_command(place.family), &[])?;
+        Ok(Saved::parse(&text))
+    }
+
+    /// What another program prints; here because it needs the same bound.
+    pub fn output(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        let output = bounded::within(self.limit(), program, arguments, || {
+            Command::new(program).args(arguments).output()
+        })?
+        .map_err(|error| anyhow!("run {program}: {error}"))?;
+        if !output.status.success() {
+            bail!("{program} says {} ({})", words(&output), output.status);
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn change(&self, place: Place, command: &str) -> Result<()> {
+        match self.ask(place, command) {
+            Answer::Done => Ok(()),
+            Answer::Absent => Err(anyhow!("what it needs is not there")),
+            Answer::Failed(error) => Err(error),
+        }
+    }
+
+    fn ask(&self, place: Place, command: &str) -> Answer {
+        match self.execute(place, command) {
+            Err(error) => Answer::Failed(error),
+            Ok(output) if output.status.success() => Answer::Done,
+            Ok(output) if says_absent(&output) && !unsupported(&output) => Answer::Absent,
+            Ok(output) => Answer::Failed(complaint(place, &output)),
+        }
+    }
+
+    fn execute(&self, place: Place, command: &str) -> Result<Output> {
+        let cmd = place.program.command(place.family);
+        let limit = self.limit();
+        // The program gives up on the lock before we kill it: then it can still say why.
+        let lock_limit = limit.as_secs().saturating_sub(1).max(1);
+        let command = format!("-w {lock_limit} {command}");
+        let arguments: Vec<&str> = ["-t", "mangle"]
+            .into_iter()
+            .chain(command.split_whitespace())
+            .collect();
+        let program = IPTables {
+            cmd,
+            has_check: true,
+            has_wait: false,
+            is_numeric: true,
+        };
+        // Its error is not Send, so it becomes text here.
+        bounded::within(limit, cmd, &arguments, || {
+            program
+                .execute("mangle", &command)
+                .map_err(|error| format!("run {cmd}: {error}"))
+        })?
+        .map_err(anyhow::Error::msg)
+    }
+}
+
+fn complaint(place: Place, output: &Output) -> anyhow::Error {
+    let program = place.program.command(place.family);
+    anyhow!("{program} says {:?} ({})", words(output), output.status)
+}
+
+/// The exit status does not tell "absent" from "busy": legacy says 1 for both.
+fn says_absent(output: &Output) -> bool {
+    let text = String::from_utf8_lossy(&output.stderr);
+    match output.status.code() {
+        Some(1) => {
+            text.contains("No chain/target/match by that name")
+                || text.contains("does a matching rule exist")
+        }
+        // A jump to a chain that is not there cannot be there either.
+        Some(2) => ["Chain 'HAPILOT-", "Couldn't load target `HAPILOT-"]
+            .iter()
+            .any(|start| text.contains(start)),
+        _ => false,
+    }
+}
+
+/// Said with a status of 1 as well when the kernel lacks a match or a target.
+fn unsupported(output: &Output) -> bool {
+    let text = String::from_utf8_lossy(&output.stderr);
+    text.contains("not supported") || text.contains("missing kernel module")
+}
+
+fn words(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stderr);
+    let lines: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with("Try `"))
+        .collect();
+    lines.join(" ")
+}
+
+/// Whether the legacy kernel interface has any table in this namespace.
+fn legacy_tables(family: Family) -> bool {
+    let path = match family {
+        Family::V4 => "/proc/thread-self/net/ip_tables_names",
+        Family::V6 => "/proc/thread-self/net/ip6_tables_names",
+    };
+    fs::read_to_string(path).is_ok_and(|names| !names.trim().is_empty())
+}
+
+/// Whether `PATH` has it.
+#[must_use]
+pub fn installed(program: &str) -> bool {
+    let executable = |path: std::path::PathBuf| {
+        path.metadata()
+            .is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+    };
+    env::var_os("PATH")
+        .is_some_and(|path| env::split_paths(&path).any(|dir| executable(dir.join(program))))
+}

@@ -1,0 +1,134 @@
+//! The real kernel: each step by the facility that it belongs to.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use tracing::{debug, warn};
+
+use super::applied::Kernel;
+use super::iptables::Iptables;
+use super::mark::TableId;
+use super::plan::{Family, Step, Undo};
+use super::record::{Numbers, Record};
+use super::routing::{Added, Routing};
+use super::sysctl;
+
+#[derive(Debug)]
+pub struct Linux {
+    pub iptables: Iptables,
+    pub routing: Routing,
+    /// Of the other instances that live: what they still need is left to the last one out.
+    pub others: Vec<Record>,
+}
+
+impl Linux {
+    /// Needs a tokio runtime.
+    pub fn open() -> Result<Self> {
+        let iptables = Iptables::default();
+        Ok(Self {
+            iptables,
+            routing: Routing::open()?,
+            others: Vec::new(),
+        })
+    }
+
+    /// No call goes on after `until`.
+    pub fn finish_by(&mut self, until: Instant) {
+        self.iptables.finish_by(until);
+        self.routing.finish_by(until);
+    }
+
+    fn table_is_shared(&self, table: TableId) -> bool {
+        self.others
+            .iter()
+            .any(|record| record.numbers.table == table)
+    }
+
+    fn set_nonlocal_bind(family: Family) -> Result<bool> {
+        if sysctl::read(family)? == Some(1) {
+            return Ok(true);
+        }
+        match sysctl::write(family, 1) {
+            Ok(()) => Ok(true),
+            Err(error) => {
+                let problem = sysctl::unwritable(family);
+                warn!(error = format!("{error:#}"), "{problem}");
+                Ok(false)
+            }
+        }
+    }
+
+    fn restore_nonlocal_bind(&self, family: Family, former: u8) -> Result<()> {
+        if self
+            .others
+            .iter()
+            .any(|record| record.former.of(family).is_some())
+        {
+            debug!(
+                sysctl = family.nonlocal_bind(),
+                "left to the other instance that needs it"
+            );
+            return Ok(());
+        }
+        // Not 1 any more: somebody else has decided about it since.
+        if sysctl::read(family)? != Some(1) {
+            return Ok(());
+        }
+        sysctl::write(family, former)
+    }
+
+    async fn add_route(&self, family: Family, table: TableId) -> Result<bool> {
+        let added = self.routing.add_route(family, table).await?;
+        // A route of another hapilot is ours as well: the last one out removes it.
+        Ok(added == Added::New || self.table_is_shared(table))
+    }
+
+    async fn remove_route(&self, family: Family, table: TableId) -> Result<()> {
+        if self.table_is_shared(table) {
+            debug!(%table, "left to the other instance that needs it");
+            return Ok(());
+        }
+        self.routing.delete_route(family, table).await
+    }
+
+    async fn add_rule(&self, family: Family, numbers: Numbers) -> Result<bool> {
+        Ok(self.routing.add_rule(family, numbers).await? == Added::New)
+    }
+}
+
+impl Kernel for Linux {
+    async fn apply(&mut self, step: &Step) -> Result<Option<Undo>> {
+        let ours = match step {
+            Step::Chain { place, chain } => {
+                self.iptables.new_chain(*place, *chain)?;
+                true
+            }
+            Step::Entry { place, chain, rule } => {
+                self.iptables.append(*place, &chain.to_string(), rule)?;
+                true
+            }
+            Step::Jump { place, from, rule } => {
+                self.iptables.append(*place, from, rule)?;
+                true
+            }
+            Step::NonlocalBind { family, .. } => Self::set_nonlocal_bind(*family)?,
+            Step::PolicyRule { family, numbers } => self.add_rule(*family, *numbers).await?,
+            Step::LocalRoute { family, table } => self.add_route(*family, *table).await?,
+        };
+        Ok(if ours { step.undo() } else { None })
+    }
+
+    async fn undo(&mut self, undo: &Undo) -> Result<()> {
+        match undo {
+            Undo::RemoveChain { place, chain } => self.iptables.remove_chain(*place, *chain),
+            Undo::RemoveJump { place, from, rule } => self.iptables.delete(*place, from, rule),
+            Undo::RestoreNonlocalBind { family, former } => {
+                self.restore_nonlocal_bind(*family, *former)
+            }
+            Undo::RemovePolicyRule { family, numbers } => {
+                self.routing.delete_rule(*family, *numbers).await
+            }
+            Undo::RemoveLocalRoute { family, table } => self.remove_route(*family, *table).await,
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! Looks at the host before anything is changed, and tells everything that is wrong at once.
+
+use std::env;
+use std::fs;
+use std::path::Path;
+
+use rustix::thread::{CapabilitySet, capabilities};
+
+use super::Wanted;
+use super::iptables::{Iptables, installed};
+use super::plan::{Family, Place, Program};
+use super::saved::Saved;
+use super::sysctl;
+use crate::problem::Problem;
+
+/// Where our sockets live.
+pub const RUN_DIRECTORY: &str = "/run/hapilot";
+
+/// What the host is like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// The one that is written to; `None` when none works.
+    pub program: Option<Program>,
+    /// Why that one: for the start-up line.
+    pub why: String,
+    /// Every one that works here: a dead instance may have used another.
+    pub programs: Vec<Program>,
+    /// IPv4, and IPv6 where it works.
+    pub families: Vec<Family>,
+    /// As PID 1 orphans come to us; else we must become a child subreaper.
+    pub pid_1: bool,
+}
+
+/// What preflight found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Findings {
+    pub facts: Facts,
+    /// What keeps hapilot from running at all.
+    pub problems: Vec<Problem>,
+    /// What keeps it from transparent proxying.
+    pub transparent: Vec<Problem>,
+    /// What it can do without.
+    pub warnings: Vec<Problem>,
+}
+
+/// Changes nothing.
+#[must_use]
+pub fn look(wanted: &Wanted) -> Findings {
+    let mut findings = Findings {
+        facts: Facts {
+            program: None,
+            why: String::new(),
+            programs: Vec::new(),
+            families: vec![Family::V4],
+            pid_1: std::process::id() == 1,
+        },
+        problems: run_directory(Path::new(RUN_DIRECTORY))
+            .into_iter()
+            .collect(),
+        transparent: Vec::new(),
+        warnings: Vec::new(),
+    };
+    // Without the right every other answer would be about the right.
+    if net_admin() {
+        findings.look_at_the_network(wanted);
+    } else {
+        findings.transparent.push(Problem::new(
+            "the capability CAP_NET_ADMIN is missing",
+            "add --cap-add=NET_ADMIN to docker run",
+        ));
+    }
+    findings
+}
+
+fn net_admin() -> bool {
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN))
+}
+
+fn run_directory(path: &Path) -> Option<Problem> {
+    let nearest = path
+        .ancestors()
+        .find(|p| p.exists())
+        .unwrap_or(Path::new("/"));
+    let writable = rustix::fs::access(nearest, rustix::fs::Access::WRITE_OK);
+    let error = match writable {
+        Ok(()) if nearest.is_dir() => return None,
+        Ok(()) => format!("{} is not a directory", nearest.display()),
+        Err(error) => format!("{}: {error}", nearest.display()),
+    };
+    Some(Problem::new(
+        format!("the directory {} cannot be made: {error}", path.display()),
+        "add --tmpfs /run to docker run",
+    ))
+}
+
+impl Findings {
+    fn look_at_the_network(&mut self, wanted: &Wanted) {
+        let iptables = Iptables::default();
+        match self.choose_program(&iptables, wanted) {
+            Ok(()) => {}
+            Err(problems) => self.transparent.extend(problems),
+        }
+        for &family in &self.facts.families {
+            if matches!(sysctl::read(family), Ok(Some(value)) if value != 1)
+                && !sysctl::writable(family)
+            {
+                self.warnings.push(sysctl::unwritable(family));
+            }
+        }
+    }
+
+    /// The first of the candidates with which everything works; else what the best one lacks.
+    fn choose_program(&mut self, iptables: &Iptables, wanted: &Wanted) -> Result<(), Vec<Problem>> {
+        let (usable, mut problems) = usable_programs(iptables);
+        self.facts.programs = usable.iter().map(|(program, _)| *program).collect();
+        let counts: Vec<(Program, usize)> = usable
+            .iter()
+            .map(|(program, saved)| (*program, saved.foreign_rules))
+            .collect();
+        for (program, why) in preferences(&counts) {
+            let lacking = lacking(
+                iptables,
+                Place {
+                    program,
+                    family: Family::V4,
+                },
+                wanted,
+            );
+            if lacking.is_empty() {
+                self.facts.program = Some(program);
+                self.facts.why = why;
+                self.look_at_ipv6(iptables, program, wanted);
+                return Ok(());
+            }
+            problems.extend(lacking);
+        }
+        Err(problems)
+    }
+
+    fn look_at_ipv6(&mut self, iptables: &Iptables, program: Program, wanted: &Wanted) {
+        let place = Place {
+            program,
+            family: Family::V6,
+        };
+        let lacking = match ipv6_off() {
+            Some(why) => vec![why.to_owned()],
+            None => lacking(iptables, place, wanted)
+                .into_iter()
+                .map(|p| p.what)
+                .collect(),
+        };
+        if lacking.is_empty() {
+            self.facts.families.push(Family::V6);
+        } else {
+            self.warnings.push(Problem::new(
+                format!(
+                    "transparent proxying is for IPv4 only: {}",
+                    lacking.join(", ")
+                ),
+                "nothing to do if this host has no IPv6",
+            ));
+        }
+    }
+}
+
+fn ipv6_off() -> Option<&'static str> {
+    if !Path::new("/proc/thread-self/net/if_inet6").exists() {
+        return Some("this kernel has no IPv6");
+    }
+    // With it the kernel refuses the route on lo.
+    let disabled = fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6");
+    disabled
+        .is_ok_and(|text| text.trim() == "1")
+        .then_some("IPv6 is disabled on lo")
+}
+
+/// Those that are installed and can read IPv4 rules, with what they read.
+fn usable_programs(iptables: &Iptables) -> (Vec<(Program, Saved)>, Vec<Problem>) {
+    let there =
+        |p: &Program| installed(p.command(Family::V4)) && installed(p.save_command(Family::V4));
+    let mut candidates: Vec<Program> = [Program::Nft, Program::Legacy]
+        .into_iter()
+        .filter(there)
+        .collect();
+    if candidates.is_empty() {
+        candidates.extend(Some(Program::Plain).filter(there));
+    }
+    if candidates.is_empty() {
+        let path = env::var_os("PATH").unwrap_or_default();
+        let what = format!("no iptables program in PATH={}", path.display());
+        let problem = Problem::new(what, "use an image that has the package iptables");
+        return (Vec::new(), vec![problem]);
+    }
+    let mut usable = Vec::new();
+    let mut problems = Vec::new();
+    for program in candidates {
+        let place = Place {
+            program,
+            family: Family::V4,
+        };
+        match iptables.saved(place) {
+            Ok(saved) => usable.push((program, saved)),
+            Err(error) => problems.push(Problem::new(format!("{error:#}"), kernel_mend(program))),
+        }
+    }
+    (usable, problems)
+}
+
+/// In the order in which they are tried: the one in which the host's other rules are.
+fn preferences(counts: &[(Program, usize)]) -> Vec<(Program, String)> {
+    let count = |wanted| {
+        counts
+            .iter()
+            .find(|(p, _)| *p == wanted)
+            .map(|(_, rules)| *rules)
+    };
+    let (nft, legacy) = (count(Program::Nft), count(Program::Legacy));
+    match (nft, legacy) {
+        (Some(0), Some(rules)) if rules > 0 => vec![
+            (
+                Program::Legacy,
+                format!("the host's {rules} other rules are there"),
+            ),
+            (Program::Nft, "iptables-legacy does not work here".into()),
+        ],
+        (Some(0), Some(_)) => vec![
+            (Program::Nft, "the host has no other rules".into()),
+            (Program::Legacy, "iptables-nft does not work here".into()),
+        ],
+        (Some(rules), Some(_)) => vec![
+            (
+                Program::Nft,
+                format!("{rules} of the host's other rules are there"),
+            ),
+            (Program::Legacy, "iptables-nft does not work here".into()),
+        ],
+        _ => counts
+            .iter()
+            .map(|(p, _)| (*p, "it is the only one here".into()))
+            .collect(),
+    }
+}
+
+/// What program or kernel do not know of what our rules use.
+fn lacking(iptables: &Iptables, place: Place, wanted: &Wanted) -> Vec<Problem> {
+    const SOCKET: &str = "-p tcp -m socket --transparent";
+    const COMMENT: &str = "-m comment --comment hapilot";
+    const MARK: &str = "-j MARK --set-xmark 0x1/0x1";
+    const TPROXY: &str = "-p tcp --dport 1 -j TPROXY --on-port 1 --tproxy-mark 0x1/0x1";
+    let mut lacking = Vec::new();
+    let all = format!("{SOCKET} {COMMENT} {MARK}");
+    if iptables.probe(place, &all).is_err() {
+        // One by one only now: each costs a process.
+        let single = [
+            ("match socket", SOCKET),
+            ("match comment", COMMENT),
+            ("target MARK", MARK),
+        ];
+        lacking.extend(
+            single
+                .into_iter()
+                .filter_map(|(n, rule)| probe(iptables, place, n, rule)),
+        );
+    }
+    if !wanted.intercept.is_empty() {
+        lacking.extend(probe(iptables, place, "target TPROXY", TPROXY));
+    }
+    lacking
+}
+
+fn probe(iptables: &Iptables, place: Place, name: &str, rule: &str) -> Option<Problem> {
+    let error = iptables.probe(place, rule).err()?;
+    Some(Problem::new(
+        format!("the {name} does not work: {error:#}"),
+        kernel_mend(place.program),
+    ))
+}
+
+fn kernel_mend(program: Program) -> &'static str {
+    match program {
+        Program::Legacy => {
+            "run 'modprobe -a iptable_mangle xt_socket xt_TPROXY xt_mark xt_comment' on the host"
+        }
+        Program::Nft | Program::Plain => {
+            "run 'modprobe -a nft_compat xt_socket xt_TPROXY xt_mark xt_comment' on the host"
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Looks at what is in force in every place where a hapilot may have written.
+
+use anyhow::{Context, Result};
+
+use super::instance::Instance;
+use super::iptables::Iptables;
+use super::lease;
+use super::plan::{Family, Place, Program};
+use super::record::Record;
+use super::saved::Saved;
+
+#[derive(Clone, Debug, Default)]
+pub struct Survey {
+    pub places: Vec<(Place, Saved)>,
+}
+
+impl Survey {
+    pub fn take(iptables: &Iptables, programs: &[Program], families: &[Family]) -> Result<Self> {
+        let mut survey = Self::default();
+        for &program in programs {
+            for &family in families {
+                let place = Place { program, family };
+                let saved = iptables
+                    .saved(place)
+                    .with_context(|| format!("read the rules of {place}"))?;
+                survey.places.push((place, saved));
+            }
+        }
+        Ok(survey)
+    }
+
+    pub fn records(&self) -> impl Iterator<Item = &Record> {
+        self.places.iter().flat_map(|(_, saved)| &saved.records)
+    }
+
+    /// Of every instance that lives, but for `us`.
+    pub fn living_records(&self, us: Option<Instance>) -> Result<Vec<Record>> {
+        let mut living = Vec::new();
+        for record in self.records() {
+            let other = Some(record.instance) != us && !living.contains(record);
+            if other && lease::lives(record.instance)? {
+                living.push(*record);
+            }
+        }
+        Ok(living)
+    }
+
+    /// Rules of others that this program sees.
+    #[must_use]
+    pub fn foreign_rules(&self, program: Program) -> usize {
+        let seen = self
+            .places
+            .iter()
+            .filter(|(place, _)| place.program == program);
+        seen.map(|(_, saved)| saved.foreign_rules).sum()
+    }
+}

@@ -1,0 +1,89 @@
+//! `ip_nonlocal_bind`, at `/proc/sys` or where an operator mounted it.
+//!
+//! Docker mounts `/proc/sys` read-only, and refuses `--sysctl` with the host's network. So one file
+//! of it may be mounted at `/var/proc/sys`, which the `sysctl` package cannot reach.
+
+use std::fs::{self, OpenOptions};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use sysctl::Sysctl as _;
+
+use super::plan::Family;
+use crate::problem::Problem;
+
+/// Where a value can be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Door {
+    Proc,
+    Mounted(PathBuf),
+}
+
+/// What it is now; `None` where this kernel does not have it.
+pub fn read(family: Family) -> Result<Option<u8>> {
+    let name = family.nonlocal_bind();
+    let text = match sysctl::Ctl::new(name).and_then(|ctl| ctl.value_string()) {
+        Ok(text) => text,
+        Err(sysctl::SysctlError::NotFound(_)) => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("read sysctl {name}")),
+    };
+    let value = text
+        .trim()
+        .parse()
+        .with_context(|| format!("read sysctl {name}: {text:?}"))?;
+    Ok(Some(value))
+}
+
+/// Writes and reads back.
+pub fn write(family: Family, value: u8) -> Result<()> {
+    let name = family.nonlocal_bind();
+    match door(family) {
+        Some(Door::Proc) => {
+            sysctl::Ctl::new(name)
+                .and_then(|ctl| ctl.set_value_string(&value.to_string()))
+                .with_context(|| format!("write sysctl {name}"))?;
+        }
+        Some(Door::Mounted(path)) => fs::write(&path, value.to_string())
+            .with_context(|| format!("write {}", path.display()))?,
+        None => bail!("sysctl {name} cannot be written here"),
+    }
+    match read(family)? {
+        Some(now) if now == value => Ok(()),
+        now => bail!("sysctl {name} reads {now:?} after {value} was written"),
+    }
+}
+
+/// Whether `write` has a way; opening for writing changes nothing.
+#[must_use]
+pub fn writable(family: Family) -> bool {
+    door(family).is_some()
+}
+
+/// Transparent proxying does not need it (`IP_TRANSPARENT` does the same), so this is a warning.
+#[must_use]
+pub fn unwritable(family: Family) -> Problem {
+    let name = family.nonlocal_bind();
+    let path = path(family);
+    Problem::new(
+        format!("{name} is not 1 and cannot be written here"),
+        format!(
+            "if your configuration binds addresses that this host does not have yet, run \
+             'sysctl -w {name}=1' on the host or add '-v /proc/sys/{path}:/var/proc/sys/{path}' \
+             to docker run"
+        ),
+    )
+}
+
+fn path(family: Family) -> String {
+    family.nonlocal_bind().replace('.', "/")
+}
+
+fn door(family: Family) -> Option<Door> {
+    let opens = |path: &PathBuf| OpenOptions::new().write(true).open(path).is_ok();
+    let path = path(family);
+    let mounted = PathBuf::from("/var/proc/sys").join(&path);
+    if opens(&PathBuf::from("/proc/sys").join(&path)) {
+        return Some(Door::Proc);
+    }
+    opens(&mounted).then_some(Door::Mounted(mounted))
+}

@@ -1,0 +1,145 @@
+//! Acts: asks a HAProxy for duplicates of its listening sockets.
+//!
+//! HAProxy blocks while it answers, for up to a second until it is acknowledged, so every message
+//! is acknowledged before anything else is done with it.
+
+use std::fmt;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketType, getsockname, recvmsg, sockopt,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::UnixStream;
+
+use super::wire::{self, Description};
+
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// A duplicate of one listening socket.
+#[derive(Debug)]
+pub struct Listener {
+    pub socket: OwnedFd,
+    /// As a `bind` line would write it: `0.0.0.0:80`, `udp@[::]:443`, `abns@name`, `/run/x.sock`.
+    pub address: String,
+    /// Two processes that share a socket see the same inode.
+    pub inode: u64,
+}
+
+pub async fn listeners(runtime_socket: &Path) -> Result<Vec<Listener>> {
+    tokio::time::timeout(LIMIT, fetch(runtime_socket))
+        .await
+        .unwrap_or_else(|_| bail!("no answer within {}", humantime::format_duration(LIMIT)))
+        .with_context(|| format!("ask {} for its listeners", runtime_socket.display()))
+}
+
+async fn fetch(runtime_socket: &Path) -> Result<Vec<Listener>> {
+    let mut stream = UnixStream::connect(runtime_socket).await.context("connect")?;
+    stream.write_all(wire::REQUEST).await.context("send the request")?;
+    let mut count = [0; 4];
+    match stream.read_exact(&mut count).await {
+        // HAProxy just ends the connection when it listens on nothing that it may hand over.
+        Err(end) if end.kind() == io::ErrorKind::UnexpectedEof => return Ok(Vec::new()),
+        other => other.context("read the number of listeners")?,
+    };
+    let count = usize::try_from(u32::from_ne_bytes(count)).context("count the listeners")?;
+    let mut listeners = Vec::new();
+    while listeners.len() < count {
+        let (bytes, sockets) = message(&stream).await.context("receive listeners")?;
+        ensure!(!sockets.is_empty(), "it hung up after {} of {count}", listeners.len());
+        stream.write_all(&wire::ACKNOWLEDGEMENT).await.context("acknowledge listeners")?;
+        let descriptions =
+            wire::descriptions(&bytes, sockets.len()).map_err(anyhow::Error::msg)?;
+        for (socket, description) in sockets.into_iter().zip(descriptions) {
+            listeners.push(describe(socket, &description)?);
+        }
+    }
+    Ok(listeners)
+}
+
+async fn message(stream: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut bytes = vec![0; wire::MOST_IN_ONE * wire::LONGEST];
+    let (read, sockets) = stream
+        .async_io(Interest::READABLE, || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+            let mut into = [io::IoSliceMut::new(&mut bytes)];
+            let got =
+                recvmsg(stream.as_fd(), &mut into, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+            let sockets: Vec<OwnedFd> = ancillary
+                .drain()
+                .filter_map(|message| match message {
+                    RecvAncillaryMessage::ScmRights(sockets) => Some(sockets),
+                    _ => None,
+                })
+                .flatten()
+                .collect();
+            Ok((got.bytes, sockets))
+        })
+        .await?;
+    bytes.truncate(read);
+    Ok((bytes, sockets))
+}
+
+fn describe(socket: OwnedFd, description: &Description) -> Result<Listener> {
+    let inode = rustix::fs::fstat(&socket).context("look at a received socket")?.st_ino;
+    let name = getsockname(&socket).context("read the address of a received socket")?;
+    let kind = sockopt::socket_type(&socket).context("read the type of a received socket")?;
+    let address = Address { name: &name, kind, description }.to_string();
+    Ok(Listener { socket, address, inode })
+}
+
+struct Address<'a> {
+    name: &'a rustix::net::SocketAddrAny,
+    kind: SocketType,
+    description: &'a Description,
+}
+
+impl fmt::Display for Address<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Ok(inet) = std::net::SocketAddr::try_from(self.name.clone()) {
+            let prefix = if self.kind == SocketType::DGRAM { "udp@" } else { "" };
+            write!(f, "{prefix}{inet}")?;
+        } else if let Ok(unix) = rustix::net::SocketAddrUnix::try_from(self.name.clone()) {
+            match (unix.path_bytes(), unix.abstract_name()) {
+                (Some(path), _) => f.write_str(lasting(&String::from_utf8_lossy(path)))?,
+                (_, Some(name)) => write!(f, "abns@{}", String::from_utf8_lossy(name))?,
+                _ => f.write_str("unix@")?,
+            }
+        } else {
+            write!(f, "family {}", self.name.address_family().as_raw())?;
+        }
+        if let Some(interface) = &self.description.interface {
+            write!(f, " interface {interface}")?;
+        }
+        if let Some(namespace) = &self.description.namespace {
+            write!(f, " namespace {namespace}")?;
+        }
+        Ok(())
+    }
+}
+
+/// HAProxy binds a unix socket as `PATH.PID.tmp` and renames it; the socket keeps the first name.
+fn lasting(path: &str) -> &str {
+    path.strip_suffix(".tmp")
+        .and_then(|rest| rest.rsplit_once('.'))
+        .filter(|(_, pid)| !pid.is_empty() && pid.bytes().all(|b| b.is_ascii_digit()))
+        .map_or(path, |(lasting, _)| lasting)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_a_unix_socket_was_bound_under_is_cut_to_the_one_it_has() {
+        assert_eq!(lasting("/run/web.sock.4711.tmp"), "/run/web.sock");
+        assert_eq!(lasting("/run/web.tmp"), "/run/web.tmp");
+        assert_eq!(lasting("/run/web.sock"), "/run/web.sock");
+    }
+}

@@ -1,0 +1,535 @@
+//! The table by examples, and the promises by random walks.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn limits() -> Limits {
+    Limits {
+        ready: 30 * SECOND,
+        stop: 295 * SECOND,
+        drain: 60 * SECOND,
+        grace: 5 * SECOND,
+        max_generations: 4,
+        on_crash: CrashPolicy::Restart { most_in_a_row: 5 },
+    }
+}
+
+fn id(number: u32) -> GenerationId {
+    (1..number).fold(GenerationId::FIRST, |id, _| id.next())
+}
+
+struct Story {
+    now: Instant,
+    lifecycle: Lifecycle,
+}
+
+impl Story {
+    fn new(limits: Limits) -> Self {
+        let now = Instant::now();
+        let (lifecycle, first) = Lifecycle::start(now, limits);
+        assert_eq!(
+            first,
+            [Action::Launch {
+                id: id(1),
+                from: None,
+                why: Why::Start
+            }]
+        );
+        Self { now, lifecycle }
+    }
+
+    fn serving() -> Self {
+        Self::serving_with(limits())
+    }
+
+    fn serving_with(limits: Limits) -> Self {
+        let mut story = Self::new(limits);
+        assert_eq!(story.on(Event::Ready(id(1))), [Action::Intercept]);
+        story
+    }
+
+    fn on(&mut self, event: Event) -> Vec<Action> {
+        self.lifecycle.on(self.now, event)
+    }
+
+    fn after(&mut self, time: Duration, event: Event) -> Vec<Action> {
+        self.now += time;
+        self.on(event)
+    }
+
+    fn tick_at_wake(&mut self) -> Vec<Action> {
+        self.now = self.lifecycle.wake_at().expect("something is due");
+        self.on(Event::Tick)
+    }
+
+    fn reload(&mut self, from: u32, to: u32) {
+        let launch = Action::Launch {
+            id: id(to),
+            from: Some(id(from)),
+            why: Why::Reload,
+        };
+        assert_eq!(self.on(Event::ReloadWanted).last(), Some(&launch));
+        let (from, to) = (id(from), id(to));
+        assert_eq!(self.on(Event::Ready(to)), [Action::HandOver { from, to }]);
+        assert_eq!(
+            self.on(Event::HandedOver(to)),
+            [Action::Drain(from), Action::ReloadTaken { from, to }]
+        );
+    }
+}
+
+#[test]
+fn a_first_start_that_fails_ends_with_haproxys_status() {
+    let mut story = Story::new(limits());
+    assert_eq!(
+        story.on(Event::Exited(id(1), Exit::Code(1))),
+        [Action::TearDown { status: 1 }]
+    );
+}
+
+#[test]
+fn a_reload_that_dies_leaves_the_old_generation_serving() {
+    let mut story = Story::serving();
+    story.on(Event::ReloadWanted);
+    assert_eq!(
+        story.on(Event::Exited(id(2), Exit::Code(1))),
+        [Action::ReloadRefused {
+            id: Some(id(2)),
+            why: Refusal::Died(Exit::Code(1))
+        }]
+    );
+    assert_eq!(story.lifecycle.serving(), Some(id(1)));
+    story.reload(1, 3);
+}
+
+#[test]
+fn a_reload_that_is_never_ready_is_killed_and_refused() {
+    let mut story = Story::serving();
+    story.on(Event::ReloadWanted);
+    assert_eq!(story.tick_at_wake(), [Action::Kill(id(2))]);
+    assert_eq!(
+        story.on(Event::Exited(id(2), Exit::Signal(9))),
+        [Action::ReloadRefused {
+            id: Some(id(2)),
+            why: Refusal::NotReady
+        }]
+    );
+}
+
+#[test]
+fn reloads_asked_for_during_a_reload_become_one_more() {
+    let mut story = Story::serving();
+    story.on(Event::ReloadWanted);
+    assert_eq!(story.on(Event::ReloadWanted), []);
+    assert_eq!(story.on(Event::ReloadWanted), []);
+    story.on(Event::Ready(id(2)));
+    assert_eq!(
+        story.on(Event::HandedOver(id(2))),
+        [
+            Action::Drain(id(1)),
+            Action::ReloadTaken {
+                from: id(1),
+                to: id(2)
+            },
+            Action::Launch {
+                id: id(3),
+                from: Some(id(2)),
+                why: Why::Reload
+            },
+        ]
+    );
+    story.on(Event::Ready(id(3)));
+    story.on(Event::HandedOver(id(3)));
+    assert_eq!(story.lifecycle.state(), StateName::Serving);
+}
+
+#[test]
+fn a_drain_ends_at_its_deadline_by_term_and_then_by_kill() {
+    let mut story = Story::serving();
+    story.reload(1, 2);
+    let drained_from = story.now;
+    assert_eq!(story.tick_at_wake(), [Action::Terminate(id(1))]);
+    assert_eq!(story.now - drained_from, 60 * SECOND);
+    assert_eq!(story.tick_at_wake(), [Action::Kill(id(1))]);
+    assert_eq!(story.on(Event::Exited(id(1), Exit::Signal(9))), []);
+    assert_eq!(story.lifecycle.wake_at(), None);
+}
+
+#[test]
+fn the_oldest_draining_generation_makes_room() {
+    let mut story = Story::serving();
+    story.reload(1, 2);
+    story.reload(2, 3);
+    story.reload(3, 4);
+    assert_eq!(story.on(Event::ReloadWanted)[0], Action::Terminate(id(1)));
+}
+
+#[test]
+fn a_crash_is_answered_at_once_and_repeated_ones_back_off() {
+    let mut story = Story::serving();
+    let mut waits = Vec::new();
+    for number in 1..=5 {
+        let actions = story.on(Event::Exited(id(number), Exit::Signal(9)));
+        let Action::Crashed {
+            restart_in: Some(wait),
+            in_a_row,
+            ..
+        } = actions[0]
+        else {
+            panic!("{actions:?}")
+        };
+        assert_eq!(in_a_row, number);
+        waits.push(wait);
+        if !wait.is_zero() {
+            story.tick_at_wake();
+        }
+        story.on(Event::Ready(id(number + 1)));
+    }
+    assert_eq!(waits, [0, 500, 1000, 2000, 4000].map(Duration::from_millis));
+    let last = story.on(Event::Exited(id(6), Exit::Signal(9)));
+    assert_eq!(last.last(), Some(&Action::TearDown { status: 137 }));
+}
+
+#[test]
+fn a_crash_after_a_while_is_not_in_a_row() {
+    let mut story = Story::serving();
+    for number in 1..=20 {
+        let actions = story.after(SECOND, Event::Exited(id(number), Exit::Signal(9)));
+        assert!(matches!(
+            actions[1],
+            Action::Launch {
+                from: None,
+                why: Why::Recovery,
+                ..
+            }
+        ));
+        story.on(Event::Ready(id(number + 1)));
+    }
+    assert_eq!(story.lifecycle.crashes(), 20);
+}
+
+#[test]
+fn on_crash_exit_ends_the_others_and_keeps_haproxys_status() {
+    let mut story = Story::serving_with(Limits {
+        on_crash: CrashPolicy::Exit,
+        ..limits()
+    });
+    story.reload(1, 2);
+    let actions = story.on(Event::Exited(id(2), Exit::Signal(9)));
+    assert_eq!(
+        actions[1..],
+        [Action::StopIntercepting, Action::Terminate(id(1))]
+    );
+    assert_eq!(
+        story.on(Event::Exited(id(1), Exit::Signal(15))),
+        [Action::TearDown { status: 137 }]
+    );
+}
+
+#[test]
+fn a_reload_under_way_replaces_a_serving_generation_that_dies() {
+    let mut story = Story::serving();
+    story.on(Event::ReloadWanted);
+    let actions = story.on(Event::Exited(id(1), Exit::Signal(11)));
+    assert!(matches!(actions[..], [Action::Crashed { .. }]));
+    assert_eq!(
+        story.on(Event::Ready(id(2))),
+        [Action::ReloadTaken {
+            from: id(1),
+            to: id(2)
+        }]
+    );
+    assert_eq!(story.lifecycle.serving(), Some(id(2)));
+}
+
+#[test]
+fn a_reload_during_the_back_off_starts_at_once() {
+    let mut story = Story::serving();
+    story.on(Event::Exited(id(1), Exit::Code(1)));
+    story.on(Event::Exited(id(2), Exit::Code(1)));
+    assert_eq!(story.lifecycle.state(), StateName::Recovering);
+    assert_eq!(
+        story.on(Event::ReloadWanted),
+        [Action::Launch {
+            id: id(3),
+            from: None,
+            why: Why::Recovery
+        }]
+    );
+    let taken = Action::ReloadTaken {
+        from: id(1),
+        to: id(3),
+    };
+    assert_eq!(story.on(Event::Ready(id(3))), [taken]);
+}
+
+#[test]
+fn a_stop_drains_everything_and_gives_the_host_back_when_the_last_is_gone() {
+    let mut story = Story::serving();
+    story.reload(1, 2);
+    assert_eq!(
+        story.on(Event::StopWanted(Stop::Graceful)),
+        [Action::StopIntercepting, Action::Drain(id(2))]
+    );
+    assert_eq!(
+        story.on(Event::ReloadWanted),
+        [Action::ReloadRefused {
+            id: None,
+            why: Refusal::Stopping
+        }]
+    );
+    assert_eq!(story.on(Event::Exited(id(2), Exit::Code(0))), []);
+    assert_eq!(
+        story.on(Event::Exited(id(1), Exit::Code(0))),
+        [Action::TearDown { status: 0 }]
+    );
+}
+
+#[test]
+fn a_second_stop_ends_the_sessions_now() {
+    let mut story = Story::serving();
+    story.on(Event::StopWanted(Stop::Graceful));
+    assert_eq!(
+        story.on(Event::StopWanted(Stop::Graceful)),
+        [Action::Terminate(id(1))]
+    );
+    assert_eq!(story.on(Event::StopWanted(Stop::Now)), []);
+}
+
+#[test]
+fn a_process_that_cannot_be_killed_does_not_keep_the_host() {
+    let mut story = Story::serving_with(Limits {
+        stop: 5 * SECOND,
+        ..limits()
+    });
+    let begin = story.now;
+    story.on(Event::StopWanted(Stop::Graceful));
+    assert_eq!(story.tick_at_wake(), [Action::Terminate(id(1))]);
+    assert_eq!(story.tick_at_wake(), [Action::Kill(id(1))]);
+    assert_eq!(story.tick_at_wake(), [Action::TearDown { status: 0 }]);
+    assert!(story.now - begin < 5 * SECOND);
+}
+
+#[test]
+fn a_stop_while_handing_over_lets_both_finish() {
+    let mut story = Story::serving();
+    story.on(Event::ReloadWanted);
+    story.on(Event::Ready(id(2)));
+    let actions = story.on(Event::StopWanted(Stop::Graceful));
+    assert!(actions.contains(&Action::Drain(id(1))) && actions.contains(&Action::Drain(id(2))));
+}
+
+#[test]
+fn a_pause_waits_for_the_reload_and_a_paused_one_refuses_the_next() {
+    let mut story = Story::serving();
+    story.on(Event::ReloadWanted);
+    assert_eq!(story.on(Event::PauseWanted), []);
+    story.on(Event::Ready(id(2)));
+    assert_eq!(
+        story.on(Event::HandedOver(id(2))).last(),
+        Some(&Action::Pause(id(2)))
+    );
+    assert_eq!(
+        story.on(Event::ReloadWanted),
+        [Action::ReloadRefused {
+            id: None,
+            why: Refusal::Paused
+        }]
+    );
+    assert_eq!(story.on(Event::ResumeWanted), [Action::Resume(id(2))]);
+    story.reload(2, 3);
+}
+
+/// xorshift64*: a walk is its seed, and a failing one prints it.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        let high = self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33;
+        usize::try_from(high).expect("31 bits fit") % sides
+    }
+}
+
+/// What the world would look like if the actions were carried out.
+#[derive(Default)]
+struct World {
+    alive: BTreeMap<GenerationId, bool>,
+    ever: BTreeSet<GenerationId>,
+    handing_over: Option<GenerationId>,
+    intercepting: bool,
+    unanswered: usize,
+    waiting: usize,
+    torn_down: bool,
+}
+
+impl World {
+    fn perform(&mut self, action: Action) {
+        assert!(
+            !self.torn_down || matches!(action, Action::ReloadRefused { .. }),
+            "{action:?}"
+        );
+        match action {
+            Action::Launch { id, from, .. } => {
+                assert!(self.ever.insert(id), "generation {id} was there before");
+                assert!(
+                    from.is_none_or(|f| self.alive.contains_key(&f)),
+                    "inherits from a corpse"
+                );
+                self.alive.insert(id, false);
+                self.unanswered += std::mem::take(&mut self.waiting);
+            }
+            Action::HandOver { from, to } => {
+                assert!(self.alive.contains_key(&from) && self.alive.contains_key(&to));
+                self.handing_over = Some(to);
+            }
+            Action::Drain(id)
+            | Action::Terminate(id)
+            | Action::Kill(id)
+            | Action::Pause(id)
+            | Action::Resume(id) => {
+                assert!(
+                    self.alive.contains_key(&id),
+                    "{action:?} to a dead generation"
+                );
+            }
+            Action::Intercept => assert!(!std::mem::replace(&mut self.intercepting, true)),
+            Action::StopIntercepting => self.intercepting = false,
+            Action::ReloadTaken { to, .. } => {
+                assert!(self.alive[&to], "taken by one that is not ready");
+                self.unanswered = 0;
+            }
+            Action::ReloadRefused { id: None, .. } => self.waiting = 0,
+            Action::ReloadRefused { id: Some(_), .. } => self.unanswered = 0,
+            Action::Crashed { .. } => {}
+            Action::TearDown { .. } => {
+                assert!(!self.intercepting, "interception without a listener");
+                assert_eq!(
+                    self.unanswered + self.waiting,
+                    0,
+                    "a reload without an answer"
+                );
+                self.torn_down = true;
+            }
+        }
+    }
+}
+
+fn walk(seed: u64) {
+    let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    let on_crash = match dice.roll(4) {
+        0 => CrashPolicy::Exit,
+        _ => CrashPolicy::Restart { most_in_a_row: 3 },
+    };
+    let limits = Limits {
+        on_crash,
+        max_generations: 2 + dice.roll(3),
+        ..limits()
+    };
+    let mut now = Instant::now();
+    let (mut lifecycle, first) = Lifecycle::start(now, limits);
+    let mut world = World::default();
+    first.into_iter().for_each(|a| world.perform(a));
+    let stops_at = 20 + dice.roll(200);
+    let mut stop_began: Option<Instant> = None;
+    for step in 0..2000 {
+        if world.torn_down {
+            break;
+        }
+        now += Duration::from_millis(dice.roll(3000) as u64);
+        if let Some(due) = lifecycle.wake_at().filter(|due| *due <= now) {
+            now = due;
+            lifecycle
+                .on(now, Event::Tick)
+                .into_iter()
+                .for_each(|a| world.perform(a));
+            continue;
+        }
+        let alive: Vec<_> = world.alive.keys().copied().collect();
+        let anyone = (!alive.is_empty()).then(|| alive[dice.roll(alive.len().max(1))]);
+        let event = match (dice.roll(12), anyone) {
+            (0..=3, Some(id)) => {
+                if lifecycle
+                    .generations()
+                    .any(|(g, p, ..)| g == id && p == Phase::Starting)
+                {
+                    world.alive.insert(id, true);
+                }
+                Event::Ready(id)
+            }
+            (4 | 5, _) if world.handing_over.is_some() => {
+                Event::HandedOver(world.handing_over.take().expect("looked a line ago"))
+            }
+            (6, Some(id)) => {
+                world.alive.remove(&id);
+                world.handing_over.take_if(|to| *to == id);
+                Event::Exited(
+                    id,
+                    if dice.roll(2) == 0 {
+                        Exit::Code(1)
+                    } else {
+                        Exit::Signal(9)
+                    },
+                )
+            }
+            (7 | 8, _) => {
+                world.waiting += 1;
+                Event::ReloadWanted
+            }
+            (9, _) => Event::PauseWanted,
+            (10, _) => Event::ResumeWanted,
+            (11, _) if step > stops_at => {
+                stop_began.get_or_insert(now);
+                Event::StopWanted(if dice.roll(2) == 0 {
+                    Stop::Now
+                } else {
+                    Stop::Graceful
+                })
+            }
+            _ => continue,
+        };
+        lifecycle
+            .on(now, event)
+            .into_iter()
+            .for_each(|a| world.perform(a));
+        check(&lifecycle, &world, limits);
+        if let Some(deadline) = lifecycle.stop_deadline() {
+            assert!(now < deadline, "the stop deadline has passed");
+        }
+    }
+    assert!(world.torn_down, "a walk must end");
+    assert_eq!(lifecycle.state(), StateName::Stopped);
+}
+
+fn check(lifecycle: &Lifecycle, world: &World, limits: Limits) {
+    let known: BTreeSet<_> = lifecycle.generations().map(|(id, ..)| id).collect();
+    if !world.torn_down {
+        let alive: BTreeSet<_> = world.alive.keys().copied().collect();
+        assert_eq!(known, alive, "what is alive and what we believe");
+    }
+    if let Some(serving) = lifecycle.serving() {
+        assert!(world.alive.contains_key(&serving), "serving with a corpse");
+    }
+    let unbounded = lifecycle
+        .generations()
+        .filter(|(_, phase, _, until)| *phase == Phase::Draining && until.is_none())
+        .filter(|(id, ..)| world.alive.contains_key(id))
+        .count();
+    assert!(unbounded <= limits.max_generations + 4, "draining for ever");
+}
+
+#[test]
+fn random_walks_keep_every_promise() {
+    let only: Option<u64> = std::env::var("WALK_SEED").ok().and_then(|s| s.parse().ok());
+    for seed in only.map_or(0..3000, |seed| seed..seed + 1) {
+        if let Err(panic) = std::panic::catch_unwind(|| walk(seed)) {
+            eprintln!("replay with WALK_SEED={seed}");
+            std::panic::resume_unwind(panic);
+        }
+    }
+}

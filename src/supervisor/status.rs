@@ -1,0 +1,115 @@
+//! What `hapilot status` and `hapilot health` are told.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::lifecycle::StateName;
+use super::run::{Running, Supervisor};
+use crate::control::protocol::{Answer, GenerationStatus, HostItem, ListenerStatus, Status};
+use crate::listeners::socket_table::{Connection, established};
+use crate::process::procfs::socket_inodes;
+
+impl Supervisor {
+    pub(super) fn health(&self) -> Answer {
+        let state = self.lifecycle.state();
+        let healthy = matches!(state, StateName::Serving | StateName::Reloading);
+        Answer::Health { healthy, state: state.as_str().to_owned() }
+    }
+
+    pub(super) fn status(&self) -> Status {
+        let clock = Clock::now();
+        Status {
+            instance: self.identity.instance.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            haproxy_version: self.identity.haproxy_version.clone(),
+            state: self.lifecycle.state().as_str().to_owned(),
+            paused: self.lifecycle.is_paused(),
+            since: clock.at(self.lifecycle.since()),
+            generations: self.generation_statuses(&clock),
+            listeners: self.listener_statuses(),
+            last_reload: self.last_reload.clone(),
+            crashes: self.lifecycle.crashes(),
+            host: self.host_items(),
+        }
+    }
+
+    fn host_items(&self) -> Vec<HostItem> {
+        let owned = self.host.as_ref().map(crate::host::Host::owned).unwrap_or_default();
+        owned.into_iter().map(|o| HostItem { what: o.what, undo: o.undo }).collect()
+    }
+
+    fn generation_statuses(&self, clock: &Clock) -> Vec<GenerationStatus> {
+        let ports = self.client_ports();
+        let table = established().unwrap_or_else(|error| {
+            tracing::warn!("connections are not counted: {error:#}");
+            Vec::new()
+        });
+        self.lifecycle
+            .generations()
+            .map(|(id, phase, since, deadline)| {
+                let pid = self.generations.get(&id).and_then(Running::pid);
+                GenerationStatus {
+                    id: id.number(),
+                    pid,
+                    state: Self::phase_of(phase).to_owned(),
+                    since: clock.at(since),
+                    connections: pid.and_then(|pid| connections(pid, &ports, &table)),
+                    deadline: deadline.map(|at| clock.at(at)),
+                }
+            })
+            .collect()
+    }
+
+    fn listener_statuses(&self) -> Vec<ListenerStatus> {
+        let Some(running) =
+            self.lifecycle.serving().and_then(|serving| self.generations.get(&serving))
+        else {
+            return Vec::new();
+        };
+        let shared = running.shared_addresses();
+        let listener = |seen: &crate::listeners::compare::Seen| ListenerStatus {
+            address: seen.address.clone(),
+            shared: shared.contains(&seen.address),
+        };
+        running.listens.iter().map(listener).collect()
+    }
+
+    /// The ports that clients' connections have on our side.
+    fn client_ports(&self) -> HashSet<u16> {
+        let listening = self
+            .generations
+            .values()
+            .flat_map(|running| &running.listens)
+            .filter_map(|seen| seen.address.split(' ').next()?.rsplit_once(':')?.1.parse().ok());
+        listening.chain(self.identity.intercepted_ports.iter().copied()).collect()
+    }
+}
+
+/// Connections of clients that a process holds; `None` where we may not look at its descriptors
+/// (it changed its user, and `CAP_SYS_PTRACE` is not ours).
+fn connections(pid: i32, ports: &HashSet<u16>, table: &[Connection]) -> Option<u64> {
+    let inodes = socket_inodes(pid).ok()?;
+    let held = |c: &&Connection| ports.contains(&c.local_port) && inodes.contains(&c.inode);
+    u64::try_from(table.iter().filter(held).count()).ok()
+}
+
+/// Turns the monotonic instants that we decide by into times of day for people.
+struct Clock {
+    instant: Instant,
+    time: SystemTime,
+}
+
+impl Clock {
+    fn now() -> Self {
+        Self { instant: Instant::now(), time: SystemTime::now() }
+    }
+
+    fn at(&self, instant: Instant) -> String {
+        let ahead = instant.saturating_duration_since(self.instant);
+        let behind = self.instant.saturating_duration_since(instant);
+        let time = self.time.checked_sub(behind).unwrap_or(self.time) + ahead;
+        // Rounded, so that the same instant does not read differently each time.
+        let rounded = time + Duration::from_micros(500);
+        humantime::format_rfc3339_millis(rounded).to_string()
+    }
+}

@@ -24,10 +24,7 @@ fn start_with(settings: &[(&str, &str)], pid: Pid) -> (Lab, Instance, HostState)
     let config = haproxy_cfg::transparent(":80", ":::80 v6only");
     let config = lab.balancer.write("haproxy.cfg", &config);
     let spec = lab.balancer.container("hapilot").config(&config).pid(pid);
-    let spec = settings
-        .iter()
-        .fold(spec, |spec, (key, value)| spec.env(key, value));
-    let hapilot = spec.start().serving();
+    let hapilot = spec.envs(settings).start().serving();
     (lab, hapilot, before)
 }
 

@@ -22,21 +22,8 @@ fn web() -> String {
     format!("{BALANCER4}:80")
 }
 
-fn start_with(settings: &[(&str, &str)]) -> (Lab, Instance, HostState) {
-    let lab = Lab::new();
-    let before = lab.balancer.state();
-    configure(&lab, "v1");
-    let config = lab.balancer.path("haproxy.cfg");
-    let spec = lab.balancer.container("hapilot").config(&config);
-    let spec = settings
-        .iter()
-        .fold(spec, |spec, (key, value)| spec.env(key, value));
-    let hapilot = spec.start().serving();
-    (lab, hapilot, before)
-}
-
 fn start() -> (Lab, Instance, HostState) {
-    start_with(&[])
+    Lab::serving(&proxy(":80", "v1"), &[])
 }
 
 /// A configuration that can be told from others by its answers.

@@ -15,18 +15,8 @@ use lab::origin::HALF;
 use lab::{Download, HostState, Instance, Lab, Outcome, SHORT, get, haproxy_cfg, until};
 use nix::sys::signal::Signal;
 
-/// A lab with an instance on port 80, and the state of the host before it came.
 fn start(settings: &[(&str, &str)]) -> (Lab, Instance, HostState) {
-    let lab = Lab::new();
-    let before = lab.balancer.state();
-    let config = haproxy_cfg::transparent(":80", ":::80 v6only");
-    let config = lab.balancer.write("haproxy.cfg", &config);
-    let spec = lab.balancer.container("hapilot").config(&config);
-    let spec = settings
-        .iter()
-        .fold(spec, |spec, (key, value)| spec.env(key, value));
-    let hapilot = spec.start().serving();
-    (lab, hapilot, before)
+    Lab::serving(&haproxy_cfg::transparent(":80", ":::80 v6only"), settings)
 }
 
 fn web() -> String {

@@ -98,6 +98,20 @@ impl Lab {
             server,
         }
     }
+
+    /// A lab in which an instance serves that configuration, and the balancer's state before.
+    pub fn serving(config: &str, settings: &[(&str, &str)]) -> (Self, Instance, HostState) {
+        let lab = Self::new();
+        let before = lab.balancer.state();
+        let config = lab.balancer.write("haproxy.cfg", config);
+        let spec = lab
+            .balancer
+            .container("hapilot")
+            .config(&config)
+            .envs(settings);
+        let hapilot = spec.start().serving();
+        (lab, hapilot, before)
+    }
 }
 
 fn wire(host: &Namespace, near: (&str, &str), far: (&str, &Namespace)) {

@@ -56,6 +56,12 @@ impl<'h> Spec<'h> {
         self
     }
 
+    pub fn envs(self, settings: &[(&str, &str)]) -> Self {
+        settings
+            .iter()
+            .fold(self, |spec, (key, value)| spec.env(key, value))
+    }
+
     pub fn config(self, path: &Path) -> Self {
         let path = path.to_str().unwrap().to_owned();
         self.env("HAPROXY_CONFIG", &path)

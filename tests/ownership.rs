@@ -107,8 +107,8 @@ const FOREIGN: [&str; 12] = [
     "iptables -w -t mangle -A PREROUTING -p udp -m socket -j DIVERT",
     "ip6tables -w -t mangle -A PREROUTING -p udp -m comment --comment hapilot -j MARK --set-mark 1",
     "iptables -w -A INPUT -p tcp --dport 9 -j DROP",
-    "ip rule add fwmark 1 lookup 100",
-    "ip -6 rule add fwmark 1 lookup 100",
+    "ip rule add fwmark 1 lookup 100 priority 200",
+    "ip -6 rule add fwmark 1 lookup 100 priority 200",
     "ip route add local default dev lo table 100",
     "ip -6 route add local default dev lo table 100",
     "nft add table inet others",
@@ -135,20 +135,34 @@ fn what_someone_else_had_before_is_still_there_after() {
     lab.balancer.state().assert_same_as(&before);
 }
 
+#[derive(Clone, Copy, PartialEq)]
+enum Others {
+    Alone,
+    BesideUs,
+}
+
 #[test]
 fn what_someone_else_adds_meanwhile_is_still_there_after() {
-    let lab = Lab::new();
-    let mut hapilot = start(&lab, "hapilot", 80);
-    for line in FOREIGN {
-        lab.balancer.namespace.run(line);
-    }
-    hapilot.stop();
-    let after = lab.balancer.state();
-    let fresh = Lab::new();
-    for line in FOREIGN {
-        fresh.balancer.namespace.run(line);
-    }
-    after.assert_same_as(&fresh.balancer.state());
+    let after = |others: Others| {
+        let lab = Lab::new();
+        // the order of nft's list is that in which the tables came to be
+        for table in [
+            "iptables -w -t mangle -S",
+            "ip6tables -w -t mangle -S",
+            "iptables -w -S",
+        ] {
+            lab.balancer.namespace.run(table);
+        }
+        let hapilot = (others == Others::BesideUs).then(|| start(&lab, "hapilot", 80));
+        for line in FOREIGN {
+            lab.balancer.namespace.run(line);
+        }
+        if let Some(mut hapilot) = hapilot {
+            hapilot.stop();
+        }
+        lab.balancer.state()
+    };
+    after(Others::BesideUs).assert_same_as(&after(Others::Alone));
 }
 
 #[test]
@@ -210,7 +224,8 @@ fn a_mark_and_a_table_that_are_asked_for_are_taken() {
 #[test]
 fn a_sweep_where_nothing_is_left_changes_nothing() {
     let host = Host::alone();
-    host.namespace.run("ip rule add fwmark 1 lookup 100");
+    host.namespace
+        .run("ip rule add fwmark 1 lookup 100 priority 200");
     host.namespace
         .run("iptables -w -t mangle -N HAPILOTS-NEIGHBOUR");
     let before = host.state();

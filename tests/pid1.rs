@@ -140,7 +140,7 @@ fn haproxys_output_never_blocks_it_and_each_line_tells_its_generation() {
         .config(&config)
         .start()
         .serving();
-    let path = format!("/{}", "long".repeat(500));
+    let path = format!("/?{}", "long".repeat(500));
     for _ in 0..60 {
         get(&lab.client, &format!("{BALANCER4}:80"), &path);
     }

@@ -211,7 +211,7 @@ fn a_storm_of_signals_is_few_reloads_and_ends_with_the_last_configuration() {
 fn stateful(via: &str) -> String {
     let origin = "origin\n  stick-table type ip size 1k expire 5m store conn_cnt peers followers\n  \
         http-request track-sc0 src";
-    let config = proxy(":80", via).replace("backend origin", &format!("backend {origin}"));
+    let config = proxy(":80", via).replace("\nbackend origin", &format!("\nbackend {origin}"));
     let config = config.replace(
         "defaults\n",
         "defaults\n  load-server-state-from-file global\n",

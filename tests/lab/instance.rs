@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use super::generation::{Generation, generations};
 use super::log::Log;
+use super::mounts::Mounts;
 use super::{LONG, SHORT, bounded, process, until};
 
 #[derive(Debug)]
@@ -22,8 +23,7 @@ pub struct Instance {
     pub(super) name: String,
     pub(super) environment: BTreeMap<String, String>,
     pub(super) run: PathBuf,
-    /// Its mount namespace, by which its processes are known.
-    pub(super) mounts: String,
+    pub(super) mounts: Mounts,
     pub(super) child: Child,
     pub log: Log,
 }
@@ -160,14 +160,14 @@ impl Instance {
 
     /// That generation's process as the test sees it; its own PID counts inside the container.
     pub fn process_of(&self, generation: &Generation) -> u32 {
-        let all = process::inhabitants(&self.mounts).into_iter();
+        let all = self.mounts.inhabitants().into_iter();
         let mut own = all.filter(|pid| process::inner_pid(*pid) == Some(generation.pid));
         own.next()
             .unwrap_or_else(|| panic!("no process for {generation:?}"))
     }
 
     pub fn processes(&self) -> Vec<u32> {
-        process::inhabitants(&self.mounts)
+        self.mounts.inhabitants()
     }
 
     /// A command for HAProxy's own runtime socket of that generation.
@@ -189,7 +189,7 @@ impl Drop for Instance {
     fn drop(&mut self) {
         process::kill(self.child.id(), Signal::SIGKILL);
         let _ = self.child.wait();
-        for pid in process::inhabitants(&self.mounts) {
+        for pid in self.mounts.inhabitants() {
             process::kill(pid, Signal::SIGKILL);
         }
         if thread::panicking() {

@@ -25,6 +25,7 @@ pub mod haproxy_cfg;
 pub mod host_state;
 pub mod instance;
 pub mod log;
+pub mod mounts;
 pub mod namespace;
 pub mod network;
 pub mod origin;

@@ -1,6 +1,6 @@
 //! The origin server: remembers who came, and answers when the test lets it.
 //!
-//! `/` answers at once. `/slow` sends the first half and the second when the test opens the gate.
+//! It answers at once, except that `/slow` sends the first half and the second when the test opens the gate.
 //! `/hang` sends the first half and nothing more.
 
 use std::io::{BufRead, BufReader, Write};
@@ -104,13 +104,11 @@ fn answer(stream: &TcpStream, shared: &Shared) -> std::io::Result<()> {
     {}
     shared.peers.lock().unwrap().push(peer);
     let mut out = stream;
-    if request.starts_with("GET / ") {
+    let hang = request.starts_with("GET /hang");
+    if !hang && !request.starts_with("GET /slow") {
         let body = format!("{peer}\n");
-        let length = body.len();
-        return write!(
-            out,
-            "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}"
-        );
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+        return out.write_all((head + &body).as_bytes());
     }
     let half = vec![b'x'; HALF];
     write!(
@@ -119,7 +117,6 @@ fn answer(stream: &TcpStream, shared: &Shared) -> std::io::Result<()> {
         2 * HALF
     )?;
     out.write_all(&half)?;
-    let hang = request.starts_with("GET /hang");
     let gate = shared.gate.lock().unwrap();
     let gate = shared
         .moved

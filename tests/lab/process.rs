@@ -38,14 +38,6 @@ pub fn all() -> Vec<u32> {
         .collect()
 }
 
-/// Everyone who lives in that mount namespace: the inhabitants of one container.
-pub fn inhabitants(mount: &str) -> Vec<u32> {
-    all()
-        .into_iter()
-        .filter(|pid| namespace(*pid, "mnt").as_deref() == Some(mount))
-        .collect()
-}
-
 /// The number by which a process knows itself.
 pub fn inner_pid(pid: u32) -> Option<u32> {
     field(pid, "NSpid")?.split_whitespace().last()?.parse().ok()

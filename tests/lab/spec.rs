@@ -12,6 +12,7 @@ use rustix::thread::UnshareFlags;
 use super::finished::Finished;
 use super::instance::Instance;
 use super::log::Log;
+use super::mounts::Mounts;
 use super::namespace::unshare;
 use super::{Host, LONG};
 
@@ -33,6 +34,11 @@ pub struct Spec<'h> {
     pid: Pid,
     proc_sys: &'static str,
 }
+
+/// What the machine has in the usual places of a configuration is not in the container.
+const MOUNTS: &str = "mount --make-rprivate / && mount --bind \"$0\" /run && \
+    mount -t proc proc /proc && for etc in /etc/haproxy /usr/local/etc/haproxy; do \
+    [ ! -d $etc ] || mount -t tmpfs none $etc; done";
 
 const READ_ONLY_PROC_SYS: &str = "mount --bind /proc/sys /proc/sys && \
     mount -o remount,ro,bind /proc/sys && ";
@@ -84,8 +90,13 @@ impl<'h> Spec<'h> {
     }
 
     /// As a container without `--cap-add=NET_ADMIN`.
-    pub fn without_net_admin(mut self) -> Self {
-        self.wrapper = ["setpriv", "--bounding-set", "-net_admin"]
+    pub fn without_net_admin(self) -> Self {
+        self.without_capabilities("-net_admin")
+    }
+
+    /// As `setpriv` writes them: `-net_admin,-dac_override`.
+    pub fn without_capabilities(mut self, list: &str) -> Self {
+        self.wrapper = ["setpriv", "--bounding-set", list]
             .map(str::to_owned)
             .to_vec();
         self
@@ -94,11 +105,7 @@ impl<'h> Spec<'h> {
     pub fn start(self) -> Instance {
         let run = self.host.path(&format!("run-{}", self.name));
         std::fs::create_dir_all(&run).unwrap();
-        let script = format!(
-            "mount --make-rprivate / && mount --bind \"$0\" /run && mount -t proc proc /proc && \
-             {}exec \"$@\"",
-            self.proc_sys
-        );
+        let script = format!("{MOUNTS} && {}exec \"$@\"", self.proc_sys);
         let mut command = Command::new("sh");
         command.arg("-c").arg(script).arg(&run).args(&self.wrapper);
         command
@@ -115,11 +122,7 @@ impl<'h> Spec<'h> {
         };
         let (mut child, mounts) = self.host.namespace.enter(|| {
             unshare(flags);
-            let mounts = std::fs::read_link("/proc/thread-self/ns/mnt").unwrap();
-            (
-                command.spawn().unwrap(),
-                mounts.to_string_lossy().into_owned(),
-            )
+            (command.spawn().unwrap(), Mounts::of_this_thread())
         });
         let log = Log::default();
         log.follow(child.stdout.take().unwrap());

@@ -1,9 +1,5 @@
 //! Promise: what is wrong is said clearly and all at once, and nothing was changed.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test says so by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so by panicking")]
 
 mod lab;
 
@@ -48,12 +44,7 @@ fn good(host: &Host) -> std::path::PathBuf {
 
 /// An error is one that names the variable and the value.
 fn assert_refused(ended: &Finished, variable: &str, value: &str) {
-    assert_eq!(
-        ended.status.code(),
-        Some(64),
-        "{variable}={value}: {}",
-        ended.text
-    );
+    assert_eq!(ended.status.code(), Some(64), "{variable}={value}: {}", ended.text);
     ended.assert_says(&[variable, value]);
     assert!(!ended.text.contains("panicked"), "{}", ended.text);
 }
@@ -63,10 +54,7 @@ fn every_bad_setting_is_refused_by_name_and_changes_nothing() {
     let (host, before) = host();
     let config = good(&host);
     for (variable, value) in BAD {
-        let spec = host
-            .container("hapilot")
-            .config(&config)
-            .env(variable, value);
+        let spec = host.container("hapilot").config(&config).env(variable, value);
         assert_refused(&spec.finish(), variable, value);
     }
     host.state().assert_same_as(&before);
@@ -99,9 +87,7 @@ fn an_unreadable_configuration_is_refused_by_name() {
     std::fs::set_permissions(&secret, Permissions::from_mode(0o000)).unwrap();
     for path in [dangling, secret] {
         let spec = host.container("hapilot").config(&path);
-        let ended = spec
-            .without_capabilities("-dac_override,-dac_read_search")
-            .finish();
+        let ended = spec.without_capabilities("-dac_override,-dac_read_search").finish();
         assert_refused(&ended, "HAPROXY_CONFIG", path.to_str().unwrap());
     }
     host.state().assert_same_as(&before);
@@ -111,19 +97,10 @@ fn an_unreadable_configuration_is_refused_by_name() {
 fn a_setting_that_is_almost_one_of_ours_is_warned_about_by_name() {
     let (host, _) = host();
     let config = good(&host);
-    let spec = host
-        .container("hapilot")
-        .config(&config)
-        .env("HAPROXY_PORT", "8080");
-    let mut hapilot = spec
-        .env("HAPROXY_ELSEWHERE_ENTIRELY", "x")
-        .start()
-        .serving();
+    let spec = host.container("hapilot").config(&config).env("HAPROXY_PORT", "8080");
+    let mut hapilot = spec.env("HAPROXY_ELSEWHERE_ENTIRELY", "x").start().serving();
     let warning = hapilot.log.await_line("HAPROXY_PORT");
-    assert!(
-        warning.contains("HAPROXY_PORTS"),
-        "it names the one meant: {warning}"
-    );
+    assert!(warning.contains("HAPROXY_PORTS"), "it names the one meant: {warning}");
     assert_eq!(hapilot.log.count("HAPROXY_ELSEWHERE_ENTIRELY"), 0);
     hapilot.stop();
 }
@@ -132,14 +109,9 @@ fn a_setting_that_is_almost_one_of_ours_is_warned_about_by_name() {
 fn what_the_host_lacks_is_listed_at_once_and_nothing_is_changed() {
     let (host, before) = host();
     let config = good(&host);
-    let spec = host
-        .container("hapilot")
-        .config(&config)
-        .without_net_admin();
+    let spec = host.container("hapilot").config(&config).without_net_admin();
     let ended = spec.env("HAPROXY_TRANSPARENT", "on").finish();
-    ended
-        .assert_code(69)
-        .assert_says(&["NET_ADMIN", "--cap-add"]);
+    ended.assert_code(69).assert_says(&["NET_ADMIN", "--cap-add"]);
     host.state().assert_same_as(&before);
 }
 
@@ -148,13 +120,7 @@ fn a_configuration_that_needs_the_right_is_refused_without_it() {
     let (host, before) = host();
     let config = haproxy_cfg::transparent(":80", ":::80 v6only");
     let config = host.write("haproxy.cfg", &config);
-    let ended = host
-        .container("hapilot")
-        .config(&config)
-        .without_net_admin()
-        .finish();
-    ended
-        .assert_code(69)
-        .assert_says(&["NET_ADMIN", "haproxy.cfg:"]);
+    let ended = host.container("hapilot").config(&config).without_net_admin().finish();
+    ended.assert_code(69).assert_says(&["NET_ADMIN", "haproxy.cfg:"]);
     host.state().assert_same_as(&before);
 }

@@ -1,9 +1,5 @@
 //! Promise: each command does what it says, and what is not ours goes to HAProxy or in our place.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test says so by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so by panicking")]
 
 mod lab;
 
@@ -25,11 +21,7 @@ fn good(host: &Host) -> std::path::PathBuf {
 fn check_says_yes_to_what_works_and_changes_nothing() {
     let (host, before) = host();
     let config = good(&host);
-    host.container("hapilot")
-        .config(&config)
-        .args(&["check"])
-        .finish()
-        .assert_code(0);
+    host.container("hapilot").config(&config).args(&["check"]).finish().assert_code(0);
     host.state().assert_same_as(&before);
 }
 
@@ -37,11 +29,7 @@ fn check_says_yes_to_what_works_and_changes_nothing() {
 fn check_says_no_to_a_broken_configuration_in_haproxys_words() {
     let (host, before) = host();
     let config = host.write("haproxy.cfg", haproxy_cfg::BROKEN);
-    let ended = host
-        .container("hapilot")
-        .config(&config)
-        .args(&["check"])
-        .finish();
+    let ended = host.container("hapilot").config(&config).args(&["check"]).finish();
     assert!(!ended.status.success(), "{}", ended.text);
     ended.assert_says(&[haproxy_cfg::BROKEN_WORD]);
     host.state().assert_same_as(&before);
@@ -108,11 +96,7 @@ fn health_follows_the_service() {
     let haproxy = hapilot.process_of(&hapilot.current());
     lab::process::kill(haproxy, Signal::SIGSTOP);
     let frozen = Finished::from(hapilot.command(&["health"]));
-    assert!(
-        !frozen.status.success(),
-        "a frozen HAProxy is not healthy: {}",
-        frozen.text
-    );
+    assert!(!frozen.status.success(), "a frozen HAProxy is not healthy: {}", frozen.text);
     lab::process::kill(haproxy, Signal::SIGCONT);
     hapilot.stop();
 }
@@ -139,34 +123,19 @@ fn the_status_is_the_object_that_the_design_promises() {
     assert_eq!(status["crashes"], 0);
     assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
     for key in ["id", "pid", "state", "since", "connections", "deadline"] {
-        assert!(
-            status["generations"][0].get(key).is_some(),
-            "{key} is missing in {status}"
-        );
+        assert!(status["generations"][0].get(key).is_some(), "{key} is missing in {status}");
     }
     let addresses = status["listeners"].to_string();
-    assert!(
-        addresses.contains(":80\""),
-        "the listener is missing in {status}"
-    );
+    assert!(addresses.contains(":80\""), "the listener is missing in {status}");
     hapilot.stop();
 }
 
 #[test]
 fn version_and_help_need_nothing() {
     let (host, before) = host();
-    let run = |args: &[&str]| {
-        host.container("hapilot")
-            .args(args)
-            .without_net_admin()
-            .finish()
-    };
-    run(&["version"])
-        .assert_code(0)
-        .assert_says(&[env!("CARGO_PKG_VERSION")]);
-    run(&["help"])
-        .assert_code(0)
-        .assert_says(&["check", "plan", "status", "reload", "sweep"]);
+    let run = |args: &[&str]| host.container("hapilot").args(args).without_net_admin().finish();
+    run(&["version"]).assert_code(0).assert_says(&[env!("CARGO_PKG_VERSION")]);
+    run(&["help"]).assert_code(0).assert_says(&["check", "plan", "status", "reload", "sweep"]);
     host.state().assert_same_as(&before);
 }
 
@@ -174,37 +143,23 @@ fn version_and_help_need_nothing() {
 fn other_commands_are_executed_in_our_place() {
     let (host, before) = host();
     let run = |args: &[&str]| host.container("hapilot").args(args).finish();
-    run(&["sh", "-c", "echo I am $$; exit 42"])
-        .assert_code(42)
-        .assert_says(&["I am 1"]);
-    run(&["haproxy", "-v"])
-        .assert_code(0)
-        .assert_says(&["HAProxy version"]);
-    run(&["haproxy", "-vv"])
-        .assert_code(0)
-        .assert_says(&["Build options"]);
-    run(&["-v"])
-        .assert_code(0)
-        .assert_says(&["HAProxy version"]);
+    run(&["sh", "-c", "echo I am $$; exit 42"]).assert_code(42).assert_says(&["I am 1"]);
+    run(&["haproxy", "-v"]).assert_code(0).assert_says(&["HAProxy version"]);
+    run(&["haproxy", "-vv"]).assert_code(0).assert_says(&["Build options"]);
+    run(&["-v"]).assert_code(0).assert_says(&["HAProxy version"]);
     let config = good(&host);
     run(&["haproxy", "-c", "-f", config.to_str().unwrap()]).assert_code(0);
     let broken = host.write("broken.cfg", haproxy_cfg::BROKEN);
     let ended = run(&["haproxy", "-c", "-f", broken.to_str().unwrap()]);
-    ended
-        .assert_code(1)
-        .assert_says(&[haproxy_cfg::BROKEN_WORD]);
-    run(&["no-such-command-anywhere"])
-        .assert_code(127)
-        .assert_says(&["no-such-command-anywhere"]);
+    ended.assert_code(1).assert_says(&[haproxy_cfg::BROKEN_WORD]);
+    run(&["no-such-command-anywhere"]).assert_code(127).assert_says(&["no-such-command-anywhere"]);
     host.state().assert_same_as(&before);
 }
 
 #[test]
 fn haproxys_own_arguments_are_supervised_in_every_form() {
     let lab = Lab::new();
-    let config = lab
-        .balancer
-        .write("other.cfg", &haproxy_cfg::proxy(":80", "other"));
+    let config = lab.balancer.write("other.cfg", &haproxy_cfg::proxy(":80", "other"));
     let path = config.to_str().unwrap();
     for arguments in [
         &["-f", path][..],
@@ -212,19 +167,11 @@ fn haproxys_own_arguments_are_supervised_in_every_form() {
         &["run", "--", "-f", path],
         &["haproxy", "-W", "-db", "-f", path],
     ] {
-        let mut hapilot = lab
-            .balancer
-            .container("hapilot")
-            .args(arguments)
-            .start()
-            .serving();
+        let mut hapilot = lab.balancer.container("hapilot").args(arguments).start().serving();
         let outcome = get(&lab.client, &format!("{BALANCER4}:80"), "/");
         assert!(outcome.is_answered(), "{arguments:?}: {outcome:?}");
         hapilot.reload();
-        assert!(
-            get(&lab.client, &format!("{BALANCER4}:80"), "/").is_answered(),
-            "{arguments:?}"
-        );
+        assert!(get(&lab.client, &format!("{BALANCER4}:80"), "/").is_answered(), "{arguments:?}");
         hapilot.stop();
     }
 }
@@ -242,10 +189,7 @@ fn a_word_that_is_almost_a_command_is_not_a_silent_success() {
 fn logs_for_machines_are_one_json_object_a_line() {
     let (host, _) = host();
     let config = good(&host);
-    let spec = host
-        .container("hapilot")
-        .config(&config)
-        .env("HAPROXY_LOG_FORMAT", "json");
+    let spec = host.container("hapilot").config(&config).env("HAPROXY_LOG_FORMAT", "json");
     let mut hapilot = spec.start().serving();
     hapilot.reload();
     hapilot.stop();

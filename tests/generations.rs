@@ -1,9 +1,5 @@
 //! Promise: a replaced generation finishes its sessions, within limits.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test says so by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so by panicking")]
 
 mod lab;
 
@@ -33,16 +29,9 @@ fn configure(lab: &Lab, via: &str) {
 /// Which configuration answers.
 fn via(lab: &Lab) -> String {
     let outcome = get(&lab.client, &web(), "/");
-    let Outcome::Answered(answer) = outcome else {
-        panic!("no answer: {outcome:?}")
-    };
-    let header = answer
-        .head
-        .lines()
-        .find_map(|line| line.strip_prefix("x-via: "));
-    header
-        .unwrap_or_else(|| panic!("not proxied: {}", answer.head))
-        .to_owned()
+    let Outcome::Answered(answer) = outcome else { panic!("no answer: {outcome:?}") };
+    let header = answer.head.lines().find_map(|line| line.strip_prefix("x-via: "));
+    header.unwrap_or_else(|| panic!("not proxied: {}", answer.head)).to_owned()
 }
 
 fn end(lab: &Lab, mut hapilot: Instance, before: &HostState) {
@@ -54,10 +43,7 @@ fn await_gone(hapilot: &mut Instance, generation: &Generation, limit: Duration) 
     let begun = Instant::now();
     until(limit, &format!("{generation:?} is gone"), || {
         let status = hapilot.status();
-        generations(&status)
-            .iter()
-            .all(|other| other.id != generation.id)
-            .then_some(())
+        generations(&status).iter().all(|other| other.id != generation.id).then_some(())
     });
     begun.elapsed()
 }
@@ -71,14 +57,8 @@ fn the_replaced_generation_finishes_its_sessions() {
     hapilot.reload();
     hapilot.await_successor(&old);
     let status = hapilot.status();
-    let draining = generations(&status)
-        .into_iter()
-        .find(|one| one.id == old.id)
-        .unwrap();
-    assert_eq!(
-        (draining.state.as_str(), draining.pid),
-        ("draining", old.pid)
-    );
+    let draining = generations(&status).into_iter().find(|one| one.id == old.id).unwrap();
+    assert_eq!((draining.state.as_str(), draining.pid), ("draining", old.pid));
     assert_eq!(via(&lab), "v2");
     assert!(download.is_open());
     lab.origin.open_gate();
@@ -107,10 +87,8 @@ fn a_generation_that_does_not_finish_is_ended_at_the_drain_deadline() {
 
 #[test]
 fn beyond_the_most_generations_the_oldest_draining_one_is_stopped_hard() {
-    let (lab, mut hapilot, before) = start_with(&[
-        ("HAPROXY_MAX_GENERATIONS", "3"),
-        ("HAPROXY_STOP_DEADLINE", "4s"),
-    ]);
+    let (lab, mut hapilot, before) =
+        start_with(&[("HAPROXY_MAX_GENERATIONS", "3"), ("HAPROXY_STOP_DEADLINE", "4s")]);
     let mut downloads = Vec::new();
     for _ in 0..4 {
         let old = hapilot.current();
@@ -124,10 +102,7 @@ fn beyond_the_most_generations_the_oldest_draining_one_is_stopped_hard() {
     });
     assert!(!downloads[0].1.is_open(), "the oldest was stopped hard");
     assert!(downloads[3].1.is_open(), "the youngest drains on: {most}");
-    assert!(
-        downloads[2].1.is_open(),
-        "and so does the one before: {most}"
-    );
+    assert!(downloads[2].1.is_open(), "and so does the one before: {most}");
     assert_eq!(via(&lab), "v1");
     hapilot.signal(Signal::SIGINT);
     assert_eq!(hapilot.wait(SHORT).code(), Some(0));

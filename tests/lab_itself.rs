@@ -1,11 +1,7 @@
 //! The lab proves itself, with HAProxy and hand-made rules only: it shows what it is meant to show.
 //!
 //! A test that passes because its lab is blind is worse than none.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test says so by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so by panicking")]
 
 mod lab;
 
@@ -20,12 +16,7 @@ impl Haproxy {
     fn start(lab: &Lab, arguments: &[&str]) -> Self {
         let config = lab.balancer.path("haproxy.cfg");
         let mut command = Command::new("haproxy");
-        command
-            .arg("-db")
-            .arg("-f")
-            .arg(config)
-            .args(arguments)
-            .stderr(Stdio::null());
+        command.arg("-db").arg("-f").arg(config).args(arguments).stderr(Stdio::null());
         Self(lab.balancer.namespace.enter(|| command.spawn().unwrap()))
     }
 }
@@ -48,9 +39,7 @@ fn set_up(lab: &Lab) {
     let host = &lab.balancer.namespace;
     for family in ["-4", "-6"] {
         host.run(&format!("ip {family} rule add fwmark 0x1/0x1 lookup 100"));
-        host.run(&format!(
-            "ip {family} route add local default dev lo table 100"
-        ));
+        host.run(&format!("ip {family} route add local default dev lo table 100"));
     }
     for iptables in ["iptables", "ip6tables"] {
         for rule in RULES {
@@ -70,26 +59,19 @@ fn tear_down(lab: &Lab) {
     }
     for family in ["-4", "-6"] {
         host.run(&format!("ip {family} rule del fwmark 0x1/0x1 lookup 100"));
-        host.run(&format!(
-            "ip {family} route del local default dev lo table 100"
-        ));
+        host.run(&format!("ip {family} route del local default dev lo table 100"));
     }
 }
 
 fn answered(lab: &Lab, address: &str) {
-    until(SHORT, "HAProxy answers", || {
-        get(&lab.client, address, "/").is_answered().then_some(())
-    });
+    until(SHORT, "HAProxy answers", || get(&lab.client, address, "/").is_answered().then_some(()));
 }
 
 #[test]
 fn transparent_proxying_made_by_hand_shows_the_client_and_its_removal_leaves_nothing() {
     let lab = Lab::new();
     let before = lab.balancer.state();
-    lab.balancer.write(
-        "haproxy.cfg",
-        &haproxy_cfg::transparent(":80", ":::80 v6only"),
-    );
+    lab.balancer.write("haproxy.cfg", &haproxy_cfg::transparent(":80", ":::80 v6only"));
     let haproxy = Haproxy::start(&lab, &[]);
     let address = format!("{BALANCER4}:80");
     until(SHORT, "HAProxy listens", || {
@@ -97,23 +79,13 @@ fn transparent_proxying_made_by_hand_shows_the_client_and_its_removal_leaves_not
             .then_some(())
     });
     let blind = lab::client::get_within(&lab.client, &address, "/", SHORT / 10);
-    assert!(
-        !blind.is_answered(),
-        "without the rules the answers of the origin pass HAProxy by"
-    );
+    assert!(!blind.is_answered(), "without the rules the answers of the origin pass HAProxy by");
 
     set_up(&lab);
     answered(&lab, &address);
     assert_eq!(get(&lab.client, &address, "/").body(), CLIENT4);
-    assert_eq!(
-        get(&lab.client, &format!("{BALANCER6}:80"), "/").body(),
-        CLIENT6
-    );
-    assert_ne!(
-        lab.balancer.state().difference(&before),
-        "",
-        "the state must show the rules"
-    );
+    assert_eq!(get(&lab.client, &format!("{BALANCER6}:80"), "/").body(), CLIENT6);
+    assert_ne!(lab.balancer.state().difference(&before), "", "the state must show the rules");
 
     drop(haproxy);
     tear_down(&lab);
@@ -127,51 +99,20 @@ fn every_kind_of_leftover_shows_in_the_host_state() {
     let before = lab.balancer.state();
     let leftovers = [
         ("iptables -w -t mangle -N X", "iptables -w -t mangle -X X"),
-        (
-            "ip6tables -w -A INPUT -p tcp -j ACCEPT",
-            "ip6tables -w -D INPUT -p tcp -j ACCEPT",
-        ),
-        (
-            "iptables-legacy -w -t mangle -N X",
-            "iptables-legacy -w -t mangle -X X",
-        ),
-        (
-            "ip6tables-legacy -w -P INPUT DROP",
-            "ip6tables-legacy -w -P INPUT ACCEPT",
-        ),
+        ("ip6tables -w -A INPUT -p tcp -j ACCEPT", "ip6tables -w -D INPUT -p tcp -j ACCEPT"),
+        ("iptables-legacy -w -t mangle -N X", "iptables-legacy -w -t mangle -X X"),
+        ("ip6tables-legacy -w -P INPUT DROP", "ip6tables-legacy -w -P INPUT ACCEPT"),
         ("nft add table inet x", "nft delete table inet x"),
-        (
-            "ip rule add fwmark 1 lookup 100",
-            "ip rule del fwmark 1 lookup 100",
-        ),
-        (
-            "ip -6 rule add fwmark 1 lookup 100",
-            "ip -6 rule del fwmark 1 lookup 100",
-        ),
-        (
-            "ip route add local default dev lo table 9",
-            "ip route flush table 9",
-        ),
-        (
-            "ip -6 route add local default dev lo table 9",
-            "ip -6 route flush table 9",
-        ),
-        (
-            "sysctl -q net.ipv4.ip_nonlocal_bind=1",
-            "sysctl -q net.ipv4.ip_nonlocal_bind=0",
-        ),
-        (
-            "sysctl -q net.ipv6.ip_nonlocal_bind=1",
-            "sysctl -q net.ipv6.ip_nonlocal_bind=0",
-        ),
+        ("ip rule add fwmark 1 lookup 100", "ip rule del fwmark 1 lookup 100"),
+        ("ip -6 rule add fwmark 1 lookup 100", "ip -6 rule del fwmark 1 lookup 100"),
+        ("ip route add local default dev lo table 9", "ip route flush table 9"),
+        ("ip -6 route add local default dev lo table 9", "ip -6 route flush table 9"),
+        ("sysctl -q net.ipv4.ip_nonlocal_bind=1", "sysctl -q net.ipv4.ip_nonlocal_bind=0"),
+        ("sysctl -q net.ipv6.ip_nonlocal_bind=1", "sysctl -q net.ipv6.ip_nonlocal_bind=0"),
     ];
     for (leave, remove) in leftovers {
         host.run(leave);
-        assert_ne!(
-            lab.balancer.state().difference(&before),
-            "",
-            "{leave} must show"
-        );
+        assert_ne!(lab.balancer.state().difference(&before), "", "{leave} must show");
         host.run(remove);
         lab.balancer.state().assert_same_as(&before);
     }
@@ -190,22 +131,13 @@ fn half_open_connections_tell_a_lossy_reload_from_a_lossless_one() {
         answered(&lab, &format!("{BALANCER4}:80"));
         let connections = HalfOpen::connect(&lab.client, 80, 10);
 
-        lab.balancer
-            .write("haproxy.cfg", &haproxy_cfg::proxy(":80", "new"));
+        lab.balancer.write("haproxy.cfg", &haproxy_cfg::proxy(":80", "new"));
         let pid = old.0.id().to_string();
         let arguments = ["-sf", &pid, "-x", socket];
         let new = Haproxy::start(&lab, &arguments[..if lossless { 4 } else { 2 }]);
         until(SHORT, "the old process ends", || old.0.try_wait().unwrap());
-        let answered = connections
-            .finish()
-            .iter()
-            .filter(|outcome| outcome.is_answered())
-            .count();
-        assert_eq!(
-            answered == 10,
-            lossless,
-            "{how}: {answered} of 10 were answered"
-        );
+        let answered = connections.finish().iter().filter(|outcome| outcome.is_answered()).count();
+        assert_eq!(answered == 10, lossless, "{how}: {answered} of 10 were answered");
         drop(new);
     }
 }
@@ -213,17 +145,9 @@ fn half_open_connections_tell_a_lossy_reload_from_a_lossless_one() {
 #[test]
 fn a_client_tells_refused_from_reset_from_hanging() {
     let lab = Lab::new();
-    assert_eq!(
-        get(&lab.client, &format!("{BALANCER4}:80"), "/"),
-        Outcome::Refused
-    );
-    assert_eq!(
-        get(&lab.client, &format!("{SERVER4}:80"), "/"),
-        Outcome::Refused
-    );
-    lab.balancer
-        .namespace
-        .run("iptables -w -A INPUT -p tcp --dport 80 -j DROP");
+    assert_eq!(get(&lab.client, &format!("{BALANCER4}:80"), "/"), Outcome::Refused);
+    assert_eq!(get(&lab.client, &format!("{SERVER4}:80"), "/"), Outcome::Refused);
+    lab.balancer.namespace.run("iptables -w -A INPUT -p tcp --dport 80 -j DROP");
     let dropped = lab::client::get_within(&lab.client, &format!("{BALANCER4}:80"), "/", SHORT / 10);
     assert_eq!(dropped, Outcome::TimedOut);
     let origin = format!("{SERVER4}:8000");

@@ -1,9 +1,5 @@
 //! Promise: nobody else is touched, and instances on one host never undo each other.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test says so by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so by panicking")]
 
 mod lab;
 
@@ -13,19 +9,12 @@ use lab::{Host, HostState, Instance, Lab, get, haproxy_cfg};
 fn start(lab: &Lab, name: &str, port: u16) -> Instance {
     let config = haproxy_cfg::transparent(&format!(":{port}"), &format!(":::{port} v6only"));
     let config = lab.balancer.write(&format!("{name}.cfg"), &config);
-    lab.balancer
-        .container(name)
-        .config(&config)
-        .start()
-        .serving()
+    lab.balancer.container(name).config(&config).start().serving()
 }
 
 fn assert_transparent(lab: &Lab, port: u16) {
     for (address, client) in [(BALANCER4, CLIENT4), (BALANCER6, CLIENT6)] {
-        assert_eq!(
-            get(&lab.client, &format!("{address}:{port}"), "/").body(),
-            client
-        );
+        assert_eq!(get(&lab.client, &format!("{address}:{port}"), "/").body(), client);
     }
 }
 
@@ -49,21 +38,13 @@ fn assert_either_may_stop_first(first: &str, last: &str) {
     }
 
     let [one, two] = instances;
-    let (mut stopped, mut stays) = if first == "one" {
-        (one, two)
-    } else {
-        (two, one)
-    };
+    let (mut stopped, mut stays) = if first == "one" { (one, two) } else { (two, one) };
     stopped.0.stop();
     assert_transparent(&lab, stays.1);
     let state = lab.balancer.state();
     assert_eq!(chains(&state), both / 2, "{last}'s chains, and only those");
     for sysctl in ["net.ipv4.ip_nonlocal_bind", "net.ipv6.ip_nonlocal_bind"] {
-        assert_eq!(
-            lab.balancer.namespace.sysctl(sysctl),
-            "1",
-            "{last} still wants {sysctl}"
-        );
+        assert_eq!(lab.balancer.namespace.sysctl(sysctl), "1", "{last} still wants {sysctl}");
     }
     stays.0.reload();
     assert_transparent(&lab, stays.1);
@@ -86,11 +67,7 @@ fn an_instance_that_starts_or_sweeps_leaves_the_living_alone() {
     let lab = Lab::new();
     let one = start(&lab, "one", 80);
     let with_one = lab.balancer.state();
-    lab.balancer
-        .container("broom")
-        .args(&["sweep"])
-        .finish()
-        .assert_code(0);
+    lab.balancer.container("broom").args(&["sweep"]).finish().assert_code(0);
     lab.balancer.state().assert_same_as(&with_one);
     let mut two = start(&lab, "two", 81);
     two.stop();
@@ -126,9 +103,7 @@ fn what_someone_else_had_before_is_still_there_after() {
     assert_transparent(&lab, 80);
     let difference = lab.balancer.state().difference(&before);
     assert!(
-        !difference
-            .lines()
-            .any(|line| line.starts_with("  - ") && !line.contains("/proc/sys")),
+        !difference.lines().any(|line| line.starts_with("  - ") && !line.contains("/proc/sys")),
         "something was there and is gone:\n{difference}"
     );
     hapilot.stop();
@@ -146,12 +121,8 @@ fn what_someone_else_adds_meanwhile_is_still_there_after() {
     let after = |others: Others| {
         let lab = Lab::new();
         // the order of nft's list is that in which the tables came to be
-        for table in [
-            "iptables -w -t mangle -S",
-            "ip6tables -w -t mangle -S",
-            "iptables -w -S",
-        ] {
-            lab.balancer.namespace.run(table);
+        for table in ["iptables -t mangle", "ip6tables -t mangle", "iptables -t filter"] {
+            lab.balancer.namespace.run(&format!("{table} -w -P INPUT ACCEPT"));
         }
         let hapilot = (others == Others::BesideUs).then(|| start(&lab, "hapilot", 80));
         for line in FOREIGN {
@@ -168,24 +139,13 @@ fn what_someone_else_adds_meanwhile_is_still_there_after() {
 #[test]
 fn nonlocal_bind_that_was_on_stays_on() {
     let lab = Lab::new();
-    lab.balancer
-        .namespace
-        .set_sysctl("net.ipv4.ip_nonlocal_bind", "1");
+    lab.balancer.namespace.set_sysctl("net.ipv4.ip_nonlocal_bind", "1");
     let before = lab.balancer.state();
     let mut hapilot = start(&lab, "hapilot", 80);
-    assert_eq!(
-        lab.balancer.namespace.sysctl("net.ipv6.ip_nonlocal_bind"),
-        "1"
-    );
+    assert_eq!(lab.balancer.namespace.sysctl("net.ipv6.ip_nonlocal_bind"), "1");
     hapilot.stop();
-    assert_eq!(
-        lab.balancer.namespace.sysctl("net.ipv4.ip_nonlocal_bind"),
-        "1"
-    );
-    assert_eq!(
-        lab.balancer.namespace.sysctl("net.ipv6.ip_nonlocal_bind"),
-        "0"
-    );
+    assert_eq!(lab.balancer.namespace.sysctl("net.ipv4.ip_nonlocal_bind"), "1");
+    assert_eq!(lab.balancer.namespace.sysctl("net.ipv6.ip_nonlocal_bind"), "0");
     lab.balancer.state().assert_same_as(&before);
 }
 
@@ -196,9 +156,7 @@ fn a_mark_and_a_table_that_are_asked_for_are_taken() {
     let config = haproxy_cfg::transparent(":80", ":::80 v6only");
     let config = lab.balancer.write("haproxy.cfg", &config);
     let spec = lab.balancer.container("hapilot").config(&config);
-    let spec = spec
-        .env("HAPROXY_MARK", "0x400/0x400")
-        .env("HAPROXY_TABLE", "321");
+    let spec = spec.env("HAPROXY_MARK", "0x400/0x400").env("HAPROXY_TABLE", "321");
     let mut hapilot = spec.start().serving();
     assert_transparent(&lab, 80);
     let during = lab.balancer.state();
@@ -206,16 +164,10 @@ fn a_mark_and_a_table_that_are_asked_for_are_taken() {
         ("ip rule show", "fwmark 0x400/0x400 lookup 321"),
         ("ip -6 rule show", "fwmark 0x400/0x400 lookup 321"),
         ("ip route show table all", "local default dev lo table 321"),
-        (
-            "ip -6 route show table all",
-            "local default dev lo table 321",
-        ),
+        ("ip -6 route show table all", "local default dev lo table 321"),
         ("iptables-save", "--set-xmark 0x400/0x400"),
     ] {
-        assert!(
-            during.part(part).contains(words),
-            "{part}: {words:?} is missing"
-        );
+        assert!(during.part(part).contains(words), "{part}: {words:?} is missing");
     }
     hapilot.stop();
     lab.balancer.state().assert_same_as(&before);
@@ -224,14 +176,9 @@ fn a_mark_and_a_table_that_are_asked_for_are_taken() {
 #[test]
 fn a_sweep_where_nothing_is_left_changes_nothing() {
     let host = Host::alone();
-    host.namespace
-        .run("ip rule add fwmark 1 lookup 100 priority 200");
-    host.namespace
-        .run("iptables -w -t mangle -N HAPILOTS-NEIGHBOUR");
+    host.namespace.run("ip rule add fwmark 1 lookup 100 priority 200");
+    host.namespace.run("iptables -w -t mangle -N HAPILOTS-NEIGHBOUR");
     let before = host.state();
-    host.container("broom")
-        .args(&["sweep"])
-        .finish()
-        .assert_code(0);
+    host.container("broom").args(&["sweep"]).finish().assert_code(0);
     host.state().assert_same_as(&before);
 }

@@ -1,9 +1,5 @@
 //! Promise: hapilot is a good first process, and its exit status says what happened.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test says so by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so by panicking")]
 
 mod lab;
 
@@ -15,15 +11,8 @@ use lab::{Host, Instance, Lab, Pid, SHORT, get, haproxy_cfg, until};
 use nix::sys::signal::Signal;
 
 fn start(lab: &Lab, pid: Pid) -> Instance {
-    let config = lab
-        .balancer
-        .write("haproxy.cfg", &haproxy_cfg::proxy(":80", "v1"));
-    lab.balancer
-        .container("hapilot")
-        .config(&config)
-        .pid(pid)
-        .start()
-        .serving()
+    let config = lab.balancer.write("haproxy.cfg", &haproxy_cfg::proxy(":80", "v1"));
+    lab.balancer.container("hapilot").config(&config).pid(pid).start().serving()
 }
 
 /// Makes an orphan in the container and returns it as the host knows it.
@@ -43,9 +32,7 @@ fn make_orphan(hapilot: &Instance) -> u32 {
 }
 
 fn await_reaped(orphan: u32) {
-    until(SHORT, "the zombie is reaped", || {
-        (!lab::process::exists(orphan)).then_some(())
-    });
+    until(SHORT, "the zombie is reaped", || (!lab::process::exists(orphan)).then_some(()));
 }
 
 #[test]
@@ -66,10 +53,8 @@ fn an_orphans_zombie_is_reaped() {
 fn no_tool_loses_its_exit_status_to_the_reaper() {
     let lab = Lab::new();
     let before = lab.balancer.state();
-    let config = lab.balancer.write(
-        "haproxy.cfg",
-        &haproxy_cfg::transparent(":80", ":::80 v6only"),
-    );
+    let config =
+        lab.balancer.write("haproxy.cfg", &haproxy_cfg::transparent(":80", ":::80 v6only"));
     for _ in 0..3 {
         let mut hapilot = lab.balancer.container("hapilot").config(&config).start();
         // orphans that end all the time, while the tools of start, reload and stop run
@@ -82,10 +67,7 @@ fn no_tool_loses_its_exit_status_to_the_reaper() {
             scope.spawn(|| hapilot.exec(&["sh", "-c", storm]));
         });
         hapilot.await_serving();
-        assert_eq!(
-            get(&lab.client, &format!("{BALANCER4}:80"), "/").body(),
-            "10.1.0.2"
-        );
+        assert_eq!(get(&lab.client, &format!("{BALANCER4}:80"), "/").body(), "10.1.0.2");
         std::thread::scope(|scope| {
             let storm = scope.spawn(|| hapilot.exec(&["sh", "-c", storm]));
             hapilot.reload();
@@ -107,9 +89,7 @@ fn as_the_first_process_it_hears_term_and_leaves_nobody() {
     assert_eq!(lab::process::inner_pid(hapilot.pid()), Some(1));
     make_orphan(&hapilot);
     hapilot.stop();
-    until(SHORT, "everybody is gone", || {
-        hapilot.processes().is_empty().then_some(())
-    });
+    until(SHORT, "everybody is gone", || hapilot.processes().is_empty().then_some(()));
 }
 
 #[test]
@@ -118,10 +98,7 @@ fn beside_the_hosts_processes_it_adopts_and_reaps_what_haproxy_leaves() {
     let mut hapilot = start(&lab, Pid::OfTheHost);
     assert_ne!(lab::process::inner_pid(hapilot.pid()), Some(1));
     hapilot.reload();
-    assert_eq!(
-        get(&lab.client, &format!("{BALANCER4}:80"), "/").body(),
-        "10.2.0.1"
-    );
+    assert_eq!(get(&lab.client, &format!("{BALANCER4}:80"), "/").body(), "10.2.0.1");
     hapilot.stop();
     assert_eq!(hapilot.processes(), Vec::<u32>::new());
 }
@@ -129,17 +106,10 @@ fn beside_the_hosts_processes_it_adopts_and_reaps_what_haproxy_leaves() {
 #[test]
 fn haproxys_output_never_blocks_it_and_each_line_tells_its_generation() {
     let lab = Lab::new();
-    let config = haproxy_cfg::proxy(":80", "v1").replace(
-        "mode http\n",
-        "mode http\n  log stdout format raw local0\n  option httplog\n",
-    );
+    let config = haproxy_cfg::proxy(":80", "v1")
+        .replace("mode http\n", "mode http\n  log stdout format raw local0\n  option httplog\n");
     let config = lab.balancer.write("haproxy.cfg", &config);
-    let mut hapilot = lab
-        .balancer
-        .container("hapilot")
-        .config(&config)
-        .start()
-        .serving();
+    let mut hapilot = lab.balancer.container("hapilot").config(&config).start().serving();
     let path = format!("/?{}", "long".repeat(500));
     for _ in 0..60 {
         get(&lab.client, &format!("{BALANCER4}:80"), &path);
@@ -155,9 +125,7 @@ fn a_first_start_with_a_broken_configuration_ends_with_haproxys_words_and_status
     let before = lab.balancer.state();
     let config = lab.balancer.write("haproxy.cfg", haproxy_cfg::BROKEN);
     let ended = lab.balancer.container("hapilot").config(&config).finish();
-    ended
-        .assert_code(1)
-        .assert_says(&[haproxy_cfg::BROKEN_WORD, "[ALERT]"]);
+    ended.assert_code(1).assert_says(&[haproxy_cfg::BROKEN_WORD, "[ALERT]"]);
     lab.balancer.state().assert_same_as(&before);
 }
 
@@ -165,13 +133,9 @@ fn a_first_start_with_a_broken_configuration_ends_with_haproxys_words_and_status
 fn a_first_start_that_only_fails_at_the_bind_ends_with_haproxys_words_and_status() {
     let lab = Lab::new();
     let before = lab.balancer.state();
-    let _holder = lab
-        .balancer
-        .namespace
-        .enter(|| std::net::TcpListener::bind("0.0.0.0:80").unwrap());
-    let config = lab
-        .balancer
-        .write("haproxy.cfg", &haproxy_cfg::proxy(":80", "v1"));
+    let _holder =
+        lab.balancer.namespace.enter(|| std::net::TcpListener::bind("0.0.0.0:80").unwrap());
+    let config = lab.balancer.write("haproxy.cfg", &haproxy_cfg::proxy(":80", "v1"));
     let ended = lab.balancer.container("hapilot").config(&config).finish();
     ended.assert_code(1).assert_says(&["cannot bind socket"]);
     lab.balancer.state().assert_same_as(&before);
@@ -199,20 +163,12 @@ fn without_haproxy_it_ends_with_127_and_with_one_that_cannot_run_with_126() {
     let tools = tools_without_haproxy(&host);
     let config = host.write("haproxy.cfg", &haproxy_cfg::proxy(":80", "v1"));
     let spec = || host.container("hapilot").config(&config);
-    spec()
-        .env("PATH", tools.to_str().unwrap())
-        .finish()
-        .assert_code(127)
-        .assert_says(&["haproxy"]);
+    spec().env("PATH", tools.to_str().unwrap()).finish().assert_code(127).assert_says(&["haproxy"]);
 
     let broken = host.path("broken");
     std::fs::create_dir(&broken).unwrap();
     std::fs::write(broken.join("haproxy"), "no program at all").unwrap();
     let path = format!("{}:{}", broken.display(), tools.display());
-    spec()
-        .env("PATH", &path)
-        .finish()
-        .assert_code(126)
-        .assert_says(&["haproxy"]);
+    spec().env("PATH", &path).finish().assert_code(126).assert_says(&["haproxy"]);
     host.state().assert_same_as(&before);
 }

@@ -1,9 +1,5 @@
 //! Promise: a reload costs nobody a connection, and one that is refused costs nothing at all.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test says so by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so by panicking")]
 
 mod lab;
 
@@ -38,16 +34,9 @@ fn break_configuration(lab: &Lab) {
 /// Which configuration answers.
 fn via(lab: &Lab) -> String {
     let outcome = get(&lab.client, &web(), "/");
-    let Outcome::Answered(answer) = outcome else {
-        panic!("no answer: {outcome:?}")
-    };
-    let header = answer
-        .head
-        .lines()
-        .find_map(|line| line.strip_prefix("x-via: "));
-    header
-        .unwrap_or_else(|| panic!("not proxied: {}", answer.head))
-        .to_owned()
+    let Outcome::Answered(answer) = outcome else { panic!("no answer: {outcome:?}") };
+    let header = answer.head.lines().find_map(|line| line.strip_prefix("x-via: "));
+    header.unwrap_or_else(|| panic!("not proxied: {}", answer.head)).to_owned()
 }
 
 fn end(lab: &Lab, mut hapilot: Instance, before: &HostState) {
@@ -59,10 +48,7 @@ fn await_gone(hapilot: &mut Instance, generation: &Generation, limit: Duration) 
     let begun = Instant::now();
     until(limit, &format!("{generation:?} is gone"), || {
         let status = hapilot.status();
-        generations(&status)
-            .iter()
-            .all(|other| other.id != generation.id)
-            .then_some(())
+        generations(&status).iter().all(|other| other.id != generation.id).then_some(())
     });
     begun.elapsed()
 }
@@ -77,27 +63,15 @@ fn reloads_under_steady_connections_refuse_and_reset_none() {
         if round % 2 == 0 {
             hapilot.reload();
         } else {
-            hapilot.signal(if round % 4 == 1 {
-                Signal::SIGHUP
-            } else {
-                Signal::SIGUSR2
-            });
+            hapilot.signal(if round % 4 == 1 { Signal::SIGHUP } else { Signal::SIGUSR2 });
         }
         hapilot.await_successor(&old);
     }
     assert_eq!(via(&lab), "v9");
     let tally = load.finish();
     assert_eq!(tally.failed, [], "{} were answered", tally.answered);
-    assert!(
-        tally.answered > 200,
-        "too few to prove anything: {}",
-        tally.answered
-    );
-    assert!(
-        tally.slowest < Duration::from_millis(900),
-        "one took {:?}",
-        tally.slowest
-    );
+    assert!(tally.answered > 200, "too few to prove anything: {}", tally.answered);
+    assert!(tally.slowest < Duration::from_millis(900), "one took {:?}", tally.slowest);
     end(&lab, hapilot, &before);
 }
 
@@ -123,24 +97,11 @@ fn a_broken_configuration_is_refused_in_haproxys_words_and_the_next_good_one_is_
     break_configuration(&lab);
     let output = hapilot.command(&["reload"]);
     let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    assert!(
-        !output.status.success(),
-        "the exit status says that it was not taken: {text}"
-    );
-    assert!(
-        text.contains(BROKEN_WORD),
-        "HAProxy's own words are missing: {text}"
-    );
-    assert!(
-        hapilot.log.count(BROKEN_WORD) >= 1,
-        "HAProxy's words belong into the log too"
-    );
+    assert!(!output.status.success(), "the exit status says that it was not taken: {text}");
+    assert!(text.contains(BROKEN_WORD), "HAProxy's own words are missing: {text}");
+    assert!(hapilot.log.count(BROKEN_WORD) >= 1, "HAProxy's words belong into the log too");
     let now = hapilot.current();
-    assert_eq!(
-        (now.id, now.pid),
-        (old.id, old.pid),
-        "the old generation serves on"
-    );
+    assert_eq!((now.id, now.pid), (old.id, old.pid), "the old generation serves on");
     assert_eq!(via(&lab), "v1");
 
     configure(&lab, "v2");
@@ -167,15 +128,10 @@ fn a_signal_with_a_broken_configuration_is_refused_as_well() {
 fn a_configuration_that_only_a_start_finds_wrong_is_refused() {
     let (lab, hapilot, before) = start();
     let old = hapilot.current();
-    let taken = format!(
-        "{}frontend taken\n  bind {BALANCER4}:99\n",
-        proxy(":80", "v2")
-    );
+    let taken = format!("{}frontend taken\n  bind {BALANCER4}:99\n", proxy(":80", "v2"));
     lab.balancer.write("haproxy.cfg", &taken);
-    let _holder = lab
-        .balancer
-        .namespace
-        .enter(|| std::net::TcpListener::bind((BALANCER4, 99)).unwrap());
+    let _holder =
+        lab.balancer.namespace.enter(|| std::net::TcpListener::bind((BALANCER4, 99)).unwrap());
     let output = hapilot.command(&["reload"]);
     assert!(!output.status.success(), "{output:?}");
     assert_eq!(hapilot.current().id, old.id);
@@ -193,17 +149,12 @@ fn a_storm_of_signals_is_few_reloads_and_ends_with_the_last_configuration() {
         hapilot.signal(Signal::SIGHUP);
     }
     let last = format!("v{SIGNALS}");
-    until(LONG, "the last configuration answers", || {
-        (via(&lab) == last).then_some(())
-    });
+    until(LONG, "the last configuration answers", || (via(&lab) == last).then_some(()));
     hapilot.await_status("serving, with nothing left to do", |status| {
         status["state"] == "serving" && status["generations"].as_array().unwrap().len() == 1
     });
     let reloads = hapilot.current().id - first.id;
-    assert!(
-        (1..SIGNALS / 2).contains(&reloads),
-        "{reloads} reloads for {SIGNALS} signals"
-    );
+    assert!((1..SIGNALS / 2).contains(&reloads), "{reloads} reloads for {SIGNALS} signals");
     end(&lab, hapilot, &before);
 }
 
@@ -212,10 +163,7 @@ fn stateful(via: &str) -> String {
     let origin = "origin\n  stick-table type ip size 1k expire 5m store conn_cnt peers followers\n  \
         http-request track-sc0 src";
     let config = proxy(":80", via).replace("\nbackend origin", &format!("\nbackend {origin}"));
-    let config = config.replace(
-        "defaults\n",
-        "defaults\n  load-server-state-from-file global\n",
-    );
+    let config = config.replace("defaults\n", "defaults\n  load-server-state-from-file global\n");
     format!(
         "global\n  localpeer lab\n{config}  server s2 10.2.0.2:8000 weight 100\n\
          peers followers\n  peer lab 127.0.0.1:10000\n"
@@ -232,11 +180,7 @@ fn stick_tables_and_server_states_set_by_hand_follow_through_a_reload() {
         assert_eq!(via(&lab), "v1");
     }
     let entry = |hapilot: &Instance, of: &Generation| hapilot.runtime(of, "show table origin");
-    assert!(
-        entry(&hapilot, &old).contains("conn_cnt=3"),
-        "{}",
-        entry(&hapilot, &old)
-    );
+    assert!(entry(&hapilot, &old).contains("conn_cnt=3"), "{}", entry(&hapilot, &old));
     hapilot.runtime(&old, "set server origin/s1 state drain");
     hapilot.runtime(&old, "set weight origin/s2 42%");
     let weight = hapilot.runtime(&old, "get weight origin/s2");
@@ -253,10 +197,7 @@ fn stick_tables_and_server_states_set_by_hand_follow_through_a_reload() {
     let weight = hapilot.runtime(&new, "get weight origin/s2");
     assert!(weight.starts_with("42 "), "{weight}");
     let servers = hapilot.runtime(&new, "show stat");
-    let drained = servers
-        .lines()
-        .find(|line| line.starts_with("origin,s1,"))
-        .unwrap();
+    let drained = servers.lines().find(|line| line.starts_with("origin,s1,")).unwrap();
     assert!(drained.contains("DRAIN"), "{drained}");
     assert_eq!(via(&lab), "v2");
     end(&lab, hapilot, &before);
@@ -276,10 +217,7 @@ fn a_pause_keeps_new_connections_out_and_a_resume_lets_them_in_again_also_after_
         hapilot.signal(Signal::SIGTTIN);
         until(SHORT, "the service", || served().then_some(()));
         for _ in 0..20 {
-            assert!(
-                served(),
-                "round {round}: every new connection is served again"
-            );
+            assert!(served(), "round {round}: every new connection is served again");
         }
         let old = hapilot.current();
         hapilot.reload();
@@ -297,21 +235,14 @@ fn a_reload_leaves_a_receipt_that_tells_what_happened() {
     hapilot.reload();
     let new = hapilot.await_successor(&old);
     let taken = hapilot.status()["last_reload"].to_string();
-    for number in [
-        old.id.to_string(),
-        new.id.to_string(),
-        old.pid.to_string(),
-        new.pid.to_string(),
-    ] {
+    for number in [old.id.to_string(), new.id.to_string(), old.pid.to_string(), new.pid.to_string()]
+    {
         assert!(taken.contains(&number), "{number} is missing in {taken}");
     }
     break_configuration(&lab);
     assert!(!hapilot.command(&["reload"]).status.success());
     let refused = hapilot.status()["last_reload"].to_string();
     assert_ne!(taken, refused);
-    assert!(
-        refused.contains(BROKEN_WORD),
-        "HAProxy's words are missing in {refused}"
-    );
+    assert!(refused.contains(BROKEN_WORD), "HAProxy's words are missing in {refused}");
     end(&lab, hapilot, &before);
 }

@@ -1,9 +1,5 @@
 //! Promise: a stop drains, ends within its deadline whatever HAProxy does, and leaves nothing.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test says so by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so by panicking")]
 
 mod lab;
 
@@ -27,10 +23,7 @@ fn web() -> String {
 fn await_refusal(lab: &Lab) {
     until(SHORT, "a new connection is refused", || {
         let outcome = get_within(&lab.client, &web(), "/", SHORT / 5);
-        assert!(
-            !matches!(outcome, Outcome::TimedOut),
-            "refused, not left to wait"
-        );
+        assert!(!matches!(outcome, Outcome::TimedOut), "refused, not left to wait");
         (outcome == Outcome::Refused).then_some(())
     });
 }
@@ -49,10 +42,7 @@ fn a_download_begun_before_the_stop_finishes_while_new_connections_are_refused()
     assert_eq!(download.finish().body().len(), 2 * HALF);
     let last_session = Instant::now();
     assert_eq!(hapilot.wait(SHORT).code(), Some(0));
-    assert!(
-        last_session.elapsed() < SHORT / 2,
-        "nothing is left to wait for"
-    );
+    assert!(last_session.elapsed() < SHORT / 2, "nothing is left to wait for");
     lab.balancer.state().assert_same_as(&before);
 }
 
@@ -83,10 +73,7 @@ fn with_a_deadline_of_five_seconds_a_stuck_session_ends_with_a_clean_host_inside
     assert_eq!(status.code(), Some(0));
     lab.balancer.state().assert_same_as(&before);
     assert!(took <= Duration::from_secs(5), "it took {took:?}");
-    assert!(
-        took >= Duration::from_secs(2),
-        "it gave the session only {took:?}"
-    );
+    assert!(took >= Duration::from_secs(2), "it gave the session only {took:?}");
     assert!(!download.finish().is_answered());
 }
 
@@ -115,10 +102,7 @@ fn a_reload_during_the_drain_is_refused_and_does_not_reopen_the_service() {
     hapilot.signal(Signal::SIGHUP);
     hapilot.signal(Signal::SIGUSR2);
     let refused = hapilot.command(&["reload"]);
-    assert!(
-        !refused.status.success(),
-        "a reload while stopping is refused: {refused:?}"
-    );
+    assert!(!refused.status.success(), "a reload while stopping is refused: {refused:?}");
     assert_eq!(get(&lab.client, &web(), "/"), Outcome::Refused);
     let status = hapilot.status();
     let ids: Vec<_> = lab::generations(&status).iter().map(|one| one.id).collect();
@@ -133,12 +117,7 @@ fn a_reload_during_the_drain_is_refused_and_does_not_reopen_the_service() {
 fn assert_ends_at_once((lab, mut hapilot, before): (Lab, Instance, HostState), last: Signal) {
     let begun = Instant::now();
     hapilot.signal(last);
-    assert_eq!(
-        hapilot.wait(SHORT).code(),
-        Some(0),
-        "after {:?}",
-        begun.elapsed()
-    );
+    assert_eq!(hapilot.wait(SHORT).code(), Some(0), "after {:?}", begun.elapsed());
     lab.balancer.state().assert_same_as(&before);
 }
 
@@ -148,10 +127,7 @@ fn a_second_term_stops_now() {
     let mut download = Download::begin(&lab.client, &web(), "/hang");
     hapilot.signal(Signal::SIGTERM);
     await_refusal(&lab);
-    assert!(
-        hapilot.is_running() && download.is_open(),
-        "the first one waits"
-    );
+    assert!(hapilot.is_running() && download.is_open(), "the first one waits");
     assert_ends_at_once((lab, hapilot, before), Signal::SIGTERM);
     assert!(!download.is_open());
 }

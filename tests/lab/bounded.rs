@@ -18,10 +18,7 @@ pub fn until<T>(limit: Duration, what: &str, mut ask: impl FnMut() -> Option<T>)
         if let Some(answer) = ask() {
             return answer;
         }
-        assert!(
-            Instant::now() < deadline,
-            "waited {limit:?} in vain: {what}"
-        );
+        assert!(Instant::now() < deadline, "waited {limit:?} in vain: {what}");
         thread::sleep(PAUSE);
     }
 }

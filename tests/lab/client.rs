@@ -99,20 +99,11 @@ fn read_answer(stream: &mut TcpStream, mut bytes: Vec<u8>, begun: Instant) -> Ou
     let Some((head, body)) = text.split_once("\r\n\r\n") else {
         return Outcome::CutShort(bytes.len());
     };
-    let status = head
-        .split(' ')
-        .nth(1)
-        .and_then(|word| word.parse().ok())
-        .unwrap_or(0);
+    let status = head.split(' ').nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);
     if length(head).is_some_and(|length| body.len() < length) {
         return Outcome::CutShort(body.len());
     }
-    Outcome::Answered(Answer {
-        status,
-        head: head.to_owned(),
-        body: body.to_owned(),
-        latency,
-    })
+    Outcome::Answered(Answer { status, head: head.to_owned(), body: body.to_owned(), latency })
 }
 
 fn length(head: &str) -> Option<usize> {
@@ -139,17 +130,10 @@ impl Download {
         let mut piece = [0; 16_384];
         while received.len() < HALF {
             let count = stream.read(&mut piece).unwrap();
-            assert_ne!(
-                count, 0,
-                "the download ended before its first half was there"
-            );
+            assert_ne!(count, 0, "the download ended before its first half was there");
             received.extend_from_slice(&piece[..count]);
         }
-        Self {
-            stream,
-            received,
-            begun,
-        }
+        Self { stream, received, begun }
     }
 
     /// Reads on to the end, whichever it is.

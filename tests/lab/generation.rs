@@ -10,9 +10,7 @@ pub struct Generation {
 }
 
 pub fn generations(status: &Value) -> Vec<Generation> {
-    let all = status["generations"]
-        .as_array()
-        .expect("generations is a list");
+    let all = status["generations"].as_array().expect("generations is a list");
     let one = |value: &Value| Generation {
         id: value["id"].as_u64().expect("id is a number"),
         pid: u32::try_from(value["pid"].as_u64().expect("pid is a number")).unwrap(),

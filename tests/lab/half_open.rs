@@ -24,15 +24,9 @@ impl HalfOpen {
         client.run(&format!("iptables -w -A {LOST}"));
         let address = format!("{BALANCER4_OTHER}:{port}");
         let limit = SHORT + Duration::from_secs(5);
-        let streams = client.enter(|| {
-            (0..count)
-                .map(|_| connect(&address, limit).unwrap())
-                .collect::<Vec<_>>()
-        });
-        Self {
-            client: client.clone(),
-            streams,
-        }
+        let streams = client
+            .enter(|| (0..count).map(|_| connect(&address, limit).unwrap()).collect::<Vec<_>>());
+        Self { client: client.clone(), streams }
     }
 
     /// Lets the handshakes finish and makes one request on each connection.
@@ -40,9 +34,6 @@ impl HalfOpen {
         self.client.run(&format!("iptables -w -D {LOST}"));
         let finish = |stream| std::thread::spawn(move || finish(stream, "/", Instant::now()));
         let requests: Vec<_> = self.streams.into_iter().map(finish).collect();
-        requests
-            .into_iter()
-            .map(|request| request.join().unwrap())
-            .collect()
+        requests.into_iter().map(|request| request.join().unwrap()).collect()
     }
 }

@@ -15,18 +15,10 @@ pub struct HostState {
     parts: BTreeMap<&'static str, String>,
 }
 
-const DUMPS: [&str; 4] = [
-    "iptables-save",
-    "ip6tables-save",
-    "iptables-legacy-save",
-    "ip6tables-legacy-save",
-];
-const LISTS: [&str; 4] = [
-    "ip rule show",
-    "ip -6 rule show",
-    "ip route show table all",
-    "ip -6 route show table all",
-];
+const DUMPS: [&str; 4] =
+    ["iptables-save", "ip6tables-save", "iptables-legacy-save", "ip6tables-legacy-save"];
+const LISTS: [&str; 4] =
+    ["ip rule show", "ip -6 rule show", "ip route show table all", "ip -6 route show table all"];
 
 impl HostState {
     pub fn of(namespace: &Namespace) -> Self {
@@ -37,28 +29,20 @@ impl HostState {
         for list in LISTS {
             parts.insert(list, namespace.run(list));
         }
-        parts.insert(
-            "nft list ruleset",
-            without_empty_chains(&namespace.run("nft list ruleset")),
-        );
+        parts.insert("nft list ruleset", without_empty_chains(&namespace.run("nft list ruleset")));
         parts.insert("sysctl net", namespace.enter(sysctls));
         parts.insert("leases", namespace.enter(leases));
         Self { parts }
     }
 
     pub fn part(&self, name: &str) -> &str {
-        self.parts
-            .get(name)
-            .unwrap_or_else(|| panic!("no such part of the state: {name}"))
+        self.parts.get(name).unwrap_or_else(|| panic!("no such part of the state: {name}"))
     }
 
     /// Fails with the lines that came or went.
     pub fn assert_same_as(&self, before: &Self) {
         let difference = self.difference(before);
-        assert!(
-            difference.is_empty(),
-            "the host is not as it was before:\n{difference}"
-        );
+        assert!(difference.is_empty(), "the host is not as it was before:\n{difference}");
     }
 
     pub fn difference(&self, before: &Self) -> String {
@@ -77,10 +61,8 @@ impl HostState {
                 let _ = writeln!(text, "  + {line}");
             }
             if text.ends_with(":\n") {
-                let _ = writeln!(
-                    text,
-                    "  the same lines in another order or number:\n{was}---\n{now}"
-                );
+                let _ =
+                    writeln!(text, "  the same lines in another order or number:\n{was}---\n{now}");
             }
         }
         text
@@ -148,9 +130,7 @@ fn without_empty_chains(list: &str) -> String {
 fn is_built_in(table: &str) -> bool {
     let names = ["filter", "nat", "mangle", "raw", "security"];
     let line = |family, name| format!("table {family} {name} {{");
-    names
-        .iter()
-        .any(|name| table == line("ip", name) || table == line("ip6", name))
+    names.iter().any(|name| table == line("ip", name) || table == line("ip6", name))
 }
 
 /// The same words, with every number after `packets` and `bytes` made nought.
@@ -175,10 +155,7 @@ fn sysctls() -> String {
 
 fn collect(path: &Path, text: &mut String) {
     if path.is_dir() {
-        let mut entries: Vec<_> = fs::read_dir(path)
-            .unwrap()
-            .map(|e| e.unwrap().path())
-            .collect();
+        let mut entries: Vec<_> = fs::read_dir(path).unwrap().map(|e| e.unwrap().path()).collect();
         entries.sort();
         for entry in entries {
             collect(&entry, text);
@@ -191,9 +168,7 @@ fn collect(path: &Path, text: &mut String) {
 /// The abstract sockets by which instances show that they are alive.
 fn leases() -> String {
     let sockets = fs::read_to_string("/proc/thread-self/net/unix").unwrap();
-    let names = sockets
-        .lines()
-        .filter_map(|line| line.split_once(" @").map(|(_, name)| name));
+    let names = sockets.lines().filter_map(|line| line.split_once(" @").map(|(_, name)| name));
     let mut names: Vec<_> = names.filter(|name| name.starts_with("hapilot")).collect();
     names.sort_unstable();
     names.dedup();

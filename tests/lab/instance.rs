@@ -51,11 +51,7 @@ impl Instance {
             if let Some(exit) = self.child.try_wait().unwrap() {
                 panic!("{} ended ({exit}) before {what}", self.name);
             }
-            assert!(
-                Instant::now() < deadline,
-                "{}: in vain: {what}: {status:?}",
-                self.name
-            );
+            assert!(Instant::now() < deadline, "{}: in vain: {what}: {status:?}", self.name);
             thread::sleep(Duration::from_millis(20));
         }
     }
@@ -65,11 +61,7 @@ impl Instance {
             return None;
         }
         let output = self.command(&["status", "--json"]);
-        if output.status.success() {
-            serde_json::from_slice(&output.stdout).ok()
-        } else {
-            None
-        }
+        if output.status.success() { serde_json::from_slice(&output.stdout).ok() } else { None }
     }
 
     pub fn status(&self) -> Value {
@@ -86,14 +78,7 @@ impl Instance {
 
     pub fn exec(&self, words: &[&str]) -> Output {
         let mut command = Command::new("nsenter");
-        command.args([
-            "--target",
-            &self.pid().to_string(),
-            "--mount",
-            "--net",
-            "--pid",
-            "--",
-        ]);
+        command.args(["--target", &self.pid().to_string(), "--mount", "--net", "--pid", "--"]);
         command.args(words).env_clear().envs(&self.environment);
         bounded::output(&mut command, LONG)
     }
@@ -116,20 +101,14 @@ impl Instance {
     pub fn wait(&mut self, limit: Duration) -> ExitStatus {
         let name = &self.name;
         let child = &mut self.child;
-        until(limit, &format!("the end of {name}"), || {
-            child.try_wait().unwrap()
-        })
+        until(limit, &format!("the end of {name}"), || child.try_wait().unwrap())
     }
 
     /// SIGTERM, and a clean end.
     pub fn stop(&mut self) {
         self.signal(Signal::SIGTERM);
         let status = self.wait(LONG);
-        assert_eq!(
-            status.code(),
-            Some(0),
-            "a stop ends with 0, not with {status}"
-        );
+        assert_eq!(status.code(), Some(0), "a stop ends with 0, not with {status}");
     }
 
     pub fn is_running(&mut self) -> bool {
@@ -140,9 +119,7 @@ impl Instance {
     pub fn current(&self) -> Generation {
         let status = self.status();
         let all = generations(&status);
-        let serving = all
-            .into_iter()
-            .find(|generation| generation.state == "serving");
+        let serving = all.into_iter().find(|generation| generation.state == "serving");
         serving.unwrap_or_else(|| panic!("no generation serves: {status}"))
     }
 
@@ -162,8 +139,7 @@ impl Instance {
     pub fn process_of(&self, generation: &Generation) -> u32 {
         let all = self.mounts.inhabitants().into_iter();
         let mut own = all.filter(|pid| process::inner_pid(*pid) == Some(generation.pid));
-        own.next()
-            .unwrap_or_else(|| panic!("no process for {generation:?}"))
+        own.next().unwrap_or_else(|| panic!("no process for {generation:?}"))
     }
 
     pub fn processes(&self) -> Vec<u32> {
@@ -172,9 +148,7 @@ impl Instance {
 
     /// A command for HAProxy's own runtime socket of that generation.
     pub fn runtime(&self, generation: &Generation, line: &str) -> String {
-        let path = self
-            .run
-            .join(format!("hapilot/generation-{}.sock", generation.id));
+        let path = self.run.join(format!("hapilot/generation-{}.sock", generation.id));
         let mut stream = UnixStream::connect(&path)
             .unwrap_or_else(|error| panic!("connect {}: {error}", path.display()));
         stream.set_read_timeout(Some(SHORT)).unwrap();

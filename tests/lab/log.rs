@@ -39,31 +39,21 @@ impl Log {
     }
 
     pub fn count(&self, words: &str) -> usize {
-        self.text()
-            .lines()
-            .filter(|line| line.contains(words))
-            .count()
+        self.text().lines().filter(|line| line.contains(words)).count()
     }
 
     /// Waits for a line with those words.
     pub fn await_line(&self, words: &str) -> String {
         let find = |said: &Said| said.lines.iter().find(|line| line.contains(words)).cloned();
         let said = self.lines.0.lock().unwrap();
-        let wait = self
-            .lines
-            .1
-            .wait_timeout_while(said, LONG, |said| find(said).is_none());
+        let wait = self.lines.1.wait_timeout_while(said, LONG, |said| find(said).is_none());
         let (said, _) = wait.unwrap();
         find(&said).unwrap_or_else(|| panic!("no line with {words:?} came"))
     }
 
     pub fn wait_closed(&self) {
         let said = self.lines.0.lock().unwrap();
-        let wait = self
-            .lines
-            .1
-            .wait_timeout_while(said, SHORT, |said| said.open > 0)
-            .unwrap();
+        let wait = self.lines.1.wait_timeout_while(said, SHORT, |said| said.open > 0).unwrap();
         drop(wait);
     }
 }

@@ -2,10 +2,7 @@
 //!
 //! A namespace belongs to a thread, not to a process. So whoever wants to be inside gets a fresh
 //! thread, and the programs and sockets that it makes are inside as well.
-#![allow(
-    unsafe_code,
-    reason = "rustix marks unshare as unsafe; it is used on fresh threads only"
-)]
+#![allow(unsafe_code, reason = "rustix marks unshare as unsafe; it is used on fresh threads only")]
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
@@ -29,29 +26,19 @@ impl Namespace {
         let handle = thread::spawn(|| {
             let outside = inode();
             unshare(UnshareFlags::NEWNET);
-            assert_ne!(
-                outside,
-                inode(),
-                "the thread must have left the machine's own network"
-            );
+            assert_ne!(outside, inode(), "the thread must have left the machine's own network");
             File::open("/proc/thread-self/ns/net").unwrap()
         })
         .join()
         .unwrap();
-        let namespace = Self {
-            handle: Arc::new(handle),
-        };
+        let namespace = Self { handle: Arc::new(handle) };
         namespace.run("ip link set lo up");
         namespace
     }
 
     /// The path under which other programs find this namespace.
     pub fn path(&self) -> String {
-        format!(
-            "/proc/{}/fd/{}",
-            std::process::id(),
-            self.handle.as_raw_fd()
-        )
+        format!("/proc/{}/fd/{}", std::process::id(), self.handle.as_raw_fd())
     }
 
     /// Does something inside and waits for the result.
@@ -107,9 +94,7 @@ impl Namespace {
 
     pub fn sysctl(&self, key: &str) -> String {
         let path = format!("/proc/sys/{}", key.replace('.', "/"));
-        self.enter(|| std::fs::read_to_string(&path).unwrap())
-            .trim()
-            .to_owned()
+        self.enter(|| std::fs::read_to_string(&path).unwrap()).trim().to_owned()
     }
 
     pub fn set_sysctl(&self, key: &str, value: &str) {

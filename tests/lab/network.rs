@@ -7,7 +7,7 @@ use std::sync::Once;
 use tempfile::TempDir;
 
 use super::spec::Spec;
-use super::{HostState, Instance, Namespace, Origin};
+use super::{HostState, Instance, Namespace, Origin, SHORT, until};
 
 pub const CLIENT4: &str = "10.1.0.2";
 pub const CLIENT6: &str = "fd00:1::2";
@@ -31,10 +31,7 @@ impl Host {
     /// A host with loopback only.
     pub fn alone() -> Self {
         say_version_once();
-        Self {
-            namespace: Namespace::create(),
-            dir: TempDir::with_prefix("hapilot-lab-").unwrap(),
-        }
+        Self { namespace: Namespace::create(), dir: TempDir::with_prefix("hapilot-lab-").unwrap() }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -90,13 +87,9 @@ impl Lab {
         host.set_sysctl("net.ipv6.conf.all.forwarding", "1");
         // strict, as on many hosts: the transparent set-up has to live with it
         host.set_sysctl("net.ipv4.conf.all.rp_filter", "1");
+        await_links(host);
         let origin = Origin::start(&server);
-        Self {
-            origin,
-            client,
-            balancer,
-            server,
-        }
+        Self { origin, client, balancer, server }
     }
 
     /// A lab in which an instance serves that configuration, and the balancer's state before.
@@ -104,11 +97,7 @@ impl Lab {
         let lab = Self::new();
         let before = lab.balancer.state();
         let config = lab.balancer.write("haproxy.cfg", config);
-        let spec = lab
-            .balancer
-            .container("hapilot")
-            .config(&config)
-            .envs(settings);
+        let spec = lab.balancer.container("hapilot").config(&config).envs(settings);
         let hapilot = spec.start().serving();
         (lab, hapilot, before)
     }
@@ -116,35 +105,35 @@ impl Lab {
 
 fn wire(host: &Namespace, near: (&str, &str), far: (&str, &Namespace)) {
     let ((inner, net), (outer, peer)) = (near, far);
-    host.run(&format!(
-        "ip link add {inner} type veth peer name {outer} netns {}",
-        peer.path()
-    ));
+    host.run(&format!("ip link add {inner} type veth peer name {outer} netns {}", peer.path()));
     for (namespace, link, number) in [(host, inner, 1), (peer, outer, 2)] {
         // by hand, so that no address or route appears later by itself; a router needs fe80::
         namespace.run(&format!("ip link set {link} addrgenmode none"));
         namespace.run(&format!("ip addr add fe80::{number}/64 dev {link} nodad"));
         namespace.run(&format!("ip addr add 10.{net}.0.{number}/24 dev {link}"));
-        namespace.run(&format!(
-            "ip addr add fd00:{net}::{number}/64 dev {link} nodad"
-        ));
+        namespace.run(&format!("ip addr add fd00:{net}::{number}/64 dev {link} nodad"));
         namespace.run(&format!("ip link set {link} up"));
     }
     peer.run(&format!("ip route add default via 10.{net}.0.1"));
     peer.run(&format!("ip -6 route add default via fd00:{net}::1"));
 }
 
+/// The kernel notices a little later that a link is up, and changes the routes.
+fn await_links(host: &Namespace) {
+    until(SHORT, "both links are up", || {
+        let routes =
+            ["-4", "-6"].map(|family| host.run(&format!("ip {family} route show table all")));
+        let up = |link: &str| routes[1].contains(&format!("multicast ff00::/8 dev {link} "));
+        let settled = up("b0") && up("b1") && !routes.concat().contains("linkdown");
+        settled.then_some(())
+    });
+}
+
 fn say_version_once() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        let output = Command::new("haproxy")
-            .arg("-v")
-            .output()
-            .expect("haproxy must be in PATH");
+        let output = Command::new("haproxy").arg("-v").output().expect("haproxy must be in PATH");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        eprintln!(
-            "tested with {}",
-            text.lines().next().unwrap_or("an unknown HAProxy")
-        );
+        eprintln!("tested with {}", text.lines().next().unwrap_or("an unknown HAProxy"));
     });
 }

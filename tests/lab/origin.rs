@@ -44,10 +44,7 @@ impl Origin {
             let shared = Arc::clone(&shared);
             std::thread::spawn(move || accept(&listener, &shared));
         }
-        Self {
-            shared,
-            server: server.clone(),
-        }
+        Self { shared, server: server.clone() }
     }
 
     /// The addresses seen so far, and none of them again.
@@ -97,11 +94,7 @@ fn answer(stream: &TcpStream, shared: &Shared) -> std::io::Result<()> {
     let Some(request) = lines.next().transpose()? else {
         return Ok(());
     };
-    while lines
-        .next()
-        .transpose()?
-        .is_some_and(|line| !line.is_empty())
-    {}
+    while lines.next().transpose()?.is_some_and(|line| !line.is_empty()) {}
     shared.peers.lock().unwrap().push(peer);
     let mut out = stream;
     let hang = request.starts_with("GET /hang");
@@ -111,18 +104,12 @@ fn answer(stream: &TcpStream, shared: &Shared) -> std::io::Result<()> {
         return out.write_all((head + &body).as_bytes());
     }
     let half = vec![b'x'; HALF];
-    write!(
-        out,
-        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n",
-        2 * HALF
-    )?;
+    write!(out, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", 2 * HALF)?;
     out.write_all(&half)?;
     let gate = shared.gate.lock().unwrap();
     let gate = shared
         .moved
-        .wait_while(gate, |gate| {
-            *gate == Gate::Shut || (hang && *gate == Gate::Open)
-        })
+        .wait_while(gate, |gate| *gate == Gate::Shut || (hang && *gate == Gate::Open))
         .unwrap();
     let opened = *gate == Gate::Open;
     drop(gate);

@@ -6,18 +6,13 @@ use nix::sys::signal::{self, Signal};
 
 /// Sends a signal to a process that the test started, or that lives in one of its containers.
 pub fn kill(pid: u32, signal: Signal) {
-    let _ = signal::kill(
-        nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap()),
-        signal,
-    );
+    let _ = signal::kill(nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap()), signal);
 }
 
 /// A field of `/proc/PID/status`, such as `PPid`, `NSpid` or `State`.
 pub fn field(pid: u32, name: &str) -> Option<String> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     Some(line.trim().to_owned())
 }
 
@@ -33,9 +28,7 @@ pub fn namespace(pid: u32, kind: &str) -> Option<String> {
 
 pub fn all() -> Vec<u32> {
     let entries = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
-    entries
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect()
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
 /// The number by which a process knows itself.
@@ -44,10 +37,5 @@ pub fn inner_pid(pid: u32) -> Option<u32> {
 }
 
 pub fn name(pid: u32) -> Option<String> {
-    Some(
-        fs::read_to_string(format!("/proc/{pid}/comm"))
-            .ok()?
-            .trim()
-            .to_owned(),
-    )
+    Some(fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim().to_owned())
 }

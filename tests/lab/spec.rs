@@ -63,9 +63,7 @@ impl<'h> Spec<'h> {
     }
 
     pub fn envs(self, settings: &[(&str, &str)]) -> Self {
-        settings
-            .iter()
-            .fold(self, |spec, (key, value)| spec.env(key, value))
+        settings.iter().fold(self, |spec, (key, value)| spec.env(key, value))
     }
 
     pub fn config(self, path: &Path) -> Self {
@@ -96,9 +94,7 @@ impl<'h> Spec<'h> {
 
     /// As `setpriv` writes them: `-net_admin,-dac_override`.
     pub fn without_capabilities(mut self, list: &str) -> Self {
-        self.wrapper = ["setpriv", "--bounding-set", list]
-            .map(str::to_owned)
-            .to_vec();
+        self.wrapper = ["setpriv", "--bounding-set", list].map(str::to_owned).to_vec();
         self
     }
 
@@ -108,14 +104,9 @@ impl<'h> Spec<'h> {
         let script = format!("{MOUNTS} && {}exec \"$@\"", self.proc_sys);
         let mut command = Command::new("sh");
         command.arg("-c").arg(script).arg(&run).args(&self.wrapper);
-        command
-            .arg(env!("CARGO_BIN_EXE_hapilot"))
-            .args(&self.arguments);
+        command.arg(env!("CARGO_BIN_EXE_hapilot")).args(&self.arguments);
         command.env_clear().envs(&self.environment);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let flags = match self.pid {
             Pid::One => UnshareFlags::NEWNS | UnshareFlags::NEWPID,
             Pid::OfTheHost => UnshareFlags::NEWNS,
@@ -127,14 +118,7 @@ impl<'h> Spec<'h> {
         let log = Log::default();
         log.follow(child.stdout.take().unwrap());
         log.follow(child.stderr.take().unwrap());
-        Instance {
-            name: self.name,
-            environment: self.environment,
-            run,
-            mounts,
-            child,
-            log,
-        }
+        Instance { name: self.name, environment: self.environment, run, mounts, child, log }
     }
 
     /// For what is not to stay: runs it to its end.
@@ -142,9 +126,6 @@ impl<'h> Spec<'h> {
         let mut instance = self.start();
         let status = instance.wait(LONG);
         instance.log.wait_closed();
-        Finished {
-            status,
-            text: instance.log.text(),
-        }
+        Finished { status, text: instance.log.text() }
     }
 }

@@ -120,9 +120,14 @@ enum Others {
 fn what_someone_else_adds_meanwhile_is_still_there_after() {
     let after = |others: Others| {
         let lab = Lab::new();
-        // the order of nft's list is that in which the tables came to be
-        for table in ["iptables -t mangle", "ip6tables -t mangle", "iptables -t filter"] {
-            lab.balancer.namespace.run(&format!("{table} -w -P INPUT ACCEPT"));
+        // rules that go at once leave chains: the order of nft's list is that in which they came
+        for chain in ["ip -t mangle PREROUTING", "ip6 -t mangle PREROUTING", "ip -t filter INPUT"] {
+            let (family, chain) = chain.split_once(' ').unwrap();
+            let (table, chain) = chain.rsplit_once(' ').unwrap();
+            for verb in ["-A", "-D"] {
+                let line = format!("{family}tables -w {table} {verb} {chain} -j ACCEPT");
+                lab.balancer.namespace.run(&line);
+            }
         }
         let hapilot = (others == Others::BesideUs).then(|| start(&lab, "hapilot", 80));
         for line in FOREIGN {

@@ -190,9 +190,10 @@ fn stick_tables_and_server_states_set_by_hand_follow_through_a_reload() {
     hapilot.reload();
     let new = hapilot.await_successor(&old);
     // no client came meanwhile: what the new generation knows, it knows from the old one
-    until(LONG, "the table followed", || {
-        let table = entry(&hapilot, &new);
-        (table.contains(&format!("key={CLIENT4}")) && table.contains("conn_cnt=3")).then_some(())
+    let followed =
+        |table: &String| table.contains(&format!("key={CLIENT4} ")) && table.contains("conn_cnt=3");
+    until(SHORT, &format!("not {}, all of it", entry(&hapilot, &new)), || {
+        Some(entry(&hapilot, &new)).filter(followed)
     });
     let weight = hapilot.runtime(&new, "get weight origin/s2");
     assert!(weight.starts_with("42 "), "{weight}");

@@ -6,6 +6,7 @@
 
 pub mod cli;
 pub mod control;
+pub mod handover;
 pub mod haproxy;
 pub mod host;
 pub mod listeners;

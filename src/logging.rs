@@ -11,13 +11,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::process::readiness::writable as writable_again;
 use crate::settings::LogFormat;
 
 const MOST_WAITING: usize = 1024 * 1024;
@@ -74,9 +74,10 @@ impl Log {
             self.stuck.notified().await;
             while !self.waiting().write_what_fits() {
                 // A regular file cannot be watched, and never makes us wait either.
-                let Ok(stderr) = rustix::io::dup(io::stderr().as_fd()) else { break };
-                let Ok(stderr) = AsyncFd::new(stderr) else { break };
-                if stderr.writable().await.is_err() {
+                let Ok(stderr) = rustix::io::dup(io::stderr().as_fd()) else {
+                    break;
+                };
+                if writable_again(stderr).await.is_err() {
                     break;
                 }
             }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use crate::haproxy::runtime_api::{LIMIT, ask};
 use crate::haproxy::server_state::carry_over;
 use crate::listeners::compare::{Changes, Seen, changes};
-use crate::listeners::fetch;
+use crate::listeners::fetch::{Listener, listeners};
 
 /// Before the launch everybody waits for this, so it is shorter than the usual limit.
 const SAVE_LIMIT: Duration = Duration::from_millis(500);
@@ -19,39 +19,29 @@ const SAVE_LIMIT: Duration = Duration::from_millis(500);
 #[derive(Debug, Default)]
 pub struct HandedOver {
     pub listeners: Changes,
-    /// What the new one listens on.
-    pub after: Vec<Seen>,
+    /// What the new one listens on; `None` where it did not say.
+    pub fresh: Option<Vec<Listener>>,
     pub carried_over: Vec<String>,
     pub warnings: Vec<String>,
 }
 
-/// `old` and `new` are runtime sockets.
-pub async fn hand_over(old: PathBuf, new: PathBuf) -> HandedOver {
+/// `old` and `new` are runtime sockets, `before` is what the old one listens on.
+pub async fn hand_over(old: PathBuf, new: PathBuf, before: Vec<Seen>) -> HandedOver {
     let mut handed = HandedOver::default();
-    let (before, after, servers) =
-        tokio::join!(seen(&old), seen(&new), carry_servers(&old, &new));
-    match (before, after) {
-        (Ok(before), Ok(after)) => {
-            handed.listeners = changes(&before, &after);
-            handed.after = after;
+    let (after, servers) = tokio::join!(listeners(&new), carry_servers(&old, &new));
+    match after {
+        Ok(after) => {
+            let seen: Vec<_> = after.iter().map(Listener::seen).collect();
+            handed.listeners = changes(&before, &seen);
+            handed.fresh = Some(after);
         }
-        (before, after) => {
-            handed.after = after.as_ref().map_or_else(|_| Vec::new(), Clone::clone);
-            let errors = before.err().into_iter().chain(after.err());
-            handed.warnings.extend(errors.map(|error| format!("{error:#}")));
-        }
+        Err(error) => handed.warnings.push(format!("{error:#}")),
     }
     match servers {
         Ok(commands) => handed.carried_over = commands,
         Err(error) => handed.warnings.push(format!("{error:#}")),
     }
     handed
-}
-
-/// What a generation listens on; the duplicates of its sockets are closed again.
-pub async fn seen(runtime_socket: &Path) -> Result<Vec<Seen>> {
-    let listeners = fetch::listeners(runtime_socket).await?;
-    Ok(listeners.into_iter().map(|l| Seen { address: l.address, inode: l.inode }).collect())
 }
 
 async fn carry_servers(old: &Path, new: &Path) -> Result<Vec<String>> {

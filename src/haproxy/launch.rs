@@ -6,10 +6,12 @@
 //! old one's socket while the new one starts.
 
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -26,12 +28,13 @@ use crate::process::handle::Handle;
 #[derive(Clone, Debug)]
 pub struct Program {
     pub binary: PathBuf,
+    pub version: String,
     /// HAProxy's arguments as the operator gave them, without those that we manage.
     pub arguments: Vec<OsString>,
     pub configuration: Vec<PathBuf>,
     pub run_directory: PathBuf,
-    /// Where server state is kept for the next generation.
-    pub state_file: StateFile,
+    /// Where server state is kept for the next generation, if the configuration loads it.
+    pub state_file: Option<StateFile>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,15 +99,14 @@ impl Program {
         let runtime_socket = self.runtime_socket(id);
         let listener = bind(&runtime_socket).map_err(ours)?;
         let fragment = self.fragment(id);
-        let text = fragment_text(id, listener.as_raw_fd(), &self.state_file);
+        let text = fragment_text(id, listener.as_raw_fd(), self.state_file.as_ref());
         fs::write(&fragment, text)
             .with_context(|| format!("write {}", fragment.display()))
             .map_err(ours)?;
         let (output, child_side) = pipe_with(PipeFlags::CLOEXEC)
             .context("make a pipe for HAProxy's output")
             .map_err(ours)?;
-        let mut command =
-            self.command(&fragment, from, id, child_side).map_err(ours)?;
+        let mut command = self.command(&fragment, from, id, child_side).map_err(ours)?;
         let child = {
             // Inherited by exactly this child: one thread, so nobody else forks in between.
             let _inherited = Inherited::new(&listener).map_err(ours)?;
@@ -122,12 +124,22 @@ impl Program {
         id: GenerationId,
         output: OwnedFd,
     ) -> Result<Command> {
-        let arguments =
-            command_line::arguments(&self.arguments, fragment, &self.configuration, from);
+        let argv = command_line::command(
+            &self.binary,
+            fragment,
+            &self.configuration,
+            &self.arguments,
+            from,
+        );
         let mut command = Command::new(&self.binary);
         command
-            .args(arguments)
+            .args(&argv[1..])
+            // The embedded page shows them.
             .env("HAPILOT_GENERATION", id.to_string())
+            .env("HAPILOT_VERSION", env!("CARGO_PKG_VERSION"))
+            .env("HAPILOT_HAPROXY_VERSION", &self.version)
+            // A terminal's Ctrl-C is for us, who then tell HAProxy.
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(output.try_clone().context("share HAProxy's output")?)
             .stderr(output);
@@ -135,14 +147,17 @@ impl Program {
     }
 }
 
-fn fragment_text(id: GenerationId, runtime_fd: i32, state_file: &StateFile) -> String {
+fn fragment_text(id: GenerationId, runtime_fd: i32, state_file: Option<&StateFile>) -> String {
     let mut text = format!(
         "# hapilot's part of generation {id}: the runtime socket, inherited as descriptor\n\
          # {runtime_fd}. Everything else is in your own configuration.\n\
          global\n    stats socket fd@{runtime_fd} level admin expose-fd listeners\n"
     );
-    if let StateFile::Ours(path) = state_file {
-        text += &format!("    server-state-file {}\n", path.display());
+    // The first generation has none, and HAProxy warns of a file that is not there.
+    if let Some(StateFile::Ours(path)) = state_file
+        && path.exists()
+    {
+        let _ = writeln!(text, "    server-state-file {}", path.display());
     }
     text
 }

@@ -45,12 +45,7 @@ impl Words {
 }
 
 /// Reads until HAProxy and everything that inherited its output is gone.
-pub fn follow(
-    output: OwnedFd,
-    id: GenerationId,
-    pid: i32,
-    words: Words,
-) -> Result<JoinHandle<()>> {
+pub fn follow(output: OwnedFd, id: GenerationId, pid: i32, words: Words) -> Result<JoinHandle<()>> {
     let receiver = pipe::Receiver::from_owned_fd(output).context("watch HAProxy's output")?;
     let mut reader = BufReader::new(receiver);
     Ok(tokio::task::spawn_local(async move {
@@ -70,7 +65,9 @@ pub fn follow(
 async fn read_line(reader: &mut (impl AsyncBufRead + Unpin), line: &mut Vec<u8>) -> bool {
     line.clear();
     loop {
-        let Ok(bytes) = reader.fill_buf().await else { return !line.is_empty() };
+        let Ok(bytes) = reader.fill_buf().await else {
+            return !line.is_empty();
+        };
         if bytes.is_empty() {
             return !line.is_empty();
         }

@@ -13,7 +13,7 @@ use super::runtime_api::{ask, field};
 use crate::process::procfs;
 
 /// Longer than anybody gives a generation to become ready: the caller has the deadline.
-const NO_LIMIT: Duration = Duration::from_secs(24 * 60 * 60);
+const NO_LIMIT: Duration = Duration::from_hours(24);
 
 /// Comes back only when the generation is ready; what speaks against it is logged, and the one who
 /// waits has a deadline and learns of the process's end by itself.
@@ -22,7 +22,7 @@ pub async fn ready(socket: &Path, pid: i32) {
         Ok(()) => {}
         Err(error) => {
             tracing::debug!(pid, error = format!("{error:#}"), "not ready");
-            future::pending().await
+            future::pending::<()>().await;
         }
     }
 }

@@ -92,7 +92,8 @@ mod tests {
                         srv_uweight srv_iweight\n"
             .to_owned();
         for (name, admin, weight, configured) in servers {
-            text += &format!("3 web 1 {name} 192.0.2.1 2 {admin} {weight} {configured}\n");
+            let line = format!("3 web 1 {name} 192.0.2.1 2 {admin} {weight} {configured}\n");
+            text.push_str(&line);
         }
         text + "\n"
     }

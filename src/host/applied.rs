@@ -5,21 +5,29 @@
 
 use std::fmt;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
-use super::plan::{Step, Undo};
+use super::step::{Step, Undo};
 
 /// What applies a step to the kernel.
-#[expect(
-    async_fn_in_trait,
-    reason = "one thread: nobody needs these futures to be Send"
-)]
+#[expect(async_fn_in_trait, reason = "one thread: nobody needs these futures to be Send")]
 pub trait Kernel {
     /// `None`: it was so already, or goes with something else; there is nothing to take back.
     async fn apply(&mut self, step: &Step) -> Result<Option<Undo>>;
 
     /// Taking back what is gone already is not an error.
     async fn undo(&mut self, undo: &Undo) -> Result<()>;
+
+    /// Steps that fill chains of one place, all in one transaction or not at all. On failure each
+    /// is applied by itself, which also tells what is wrong.
+    async fn apply_together(&mut self, _steps: &[Step]) -> Result<()> {
+        bail!("not here")
+    }
+
+    /// The same for undos, given newest last.
+    async fn undo_together(&mut self, _undos: &[Undo]) -> Result<()> {
+        bail!("not here")
+    }
 }
 
 /// One thing that could not be taken back, and the command by which a person would.
@@ -47,15 +55,27 @@ impl Applied {
     /// names what could not be. `&mut self`: dropped half-way, it still knows what was done.
     pub async fn apply<K: Kernel>(&mut self, kernel: &mut K, steps: &[Step]) -> Result<()> {
         let before = self.undos.len();
-        for step in steps {
-            match kernel.apply(step).await {
-                Ok(undo) => self.undos.extend(undo),
-                Err(error) => {
-                    let error = error.context(step.to_string());
-                    let failures = self.roll_back_to(kernel, before).await;
-                    return Err(with_failures(&error, &failures));
-                }
+        for group in steps.chunk_by(|a, b| a.fills().is_some() && a.fills() == b.fills()) {
+            if let Err((step, error)) = self.apply_group(kernel, group).await {
+                let error = error.context(step.to_string());
+                let failures = self.roll_back_to(kernel, before).await;
+                return Err(with_failures(&error, &failures));
             }
+        }
+        Ok(())
+    }
+
+    async fn apply_group<'a, K: Kernel>(
+        &mut self,
+        kernel: &mut K,
+        group: &'a [Step],
+    ) -> Result<(), (&'a Step, anyhow::Error)> {
+        if group.len() > 1 && kernel.apply_together(group).await.is_ok() {
+            self.undos.extend(group.iter().filter_map(Step::undo));
+            return Ok(());
+        }
+        for step in group {
+            self.undos.extend(kernel.apply(step).await.map_err(|error| (step, error))?);
         }
         Ok(())
     }
@@ -67,17 +87,33 @@ impl Applied {
 
     async fn roll_back_to<K: Kernel>(&mut self, kernel: &mut K, floor: usize) -> Vec<Failure> {
         let mut failures = Vec::new();
-        // An index instead of pop(): dropped half-way, nothing that is still in force is forgotten.
-        for at in (floor..self.undos.len()).rev() {
-            match kernel.undo(&self.undos[at]).await {
-                Ok(()) => drop(self.undos.remove(at)),
-                Err(error) => failures.push(Failure {
-                    undo: self.undos[at].clone(),
-                    error,
-                }),
+        let mut end = self.undos.len();
+        // Indices instead of pop(): dropped half-way, nothing that is still in force is forgotten.
+        while end > floor {
+            let group = self.last_group(floor, end);
+            let several = end - group > 1;
+            if several && kernel.undo_together(&self.undos[group..end]).await.is_ok() {
+                self.undos.drain(group..end);
+                end = group;
+                continue;
             }
+            for at in (group..end).rev() {
+                match kernel.undo(&self.undos[at]).await {
+                    Ok(()) => drop(self.undos.remove(at)),
+                    Err(error) => failures.push(Failure { undo: self.undos[at].clone(), error }),
+                }
+            }
+            end = group;
         }
         failures
+    }
+
+    /// Where the undos begin that may be done together with the one before `end`.
+    fn last_group(&self, floor: usize, end: usize) -> usize {
+        let place = self.undos[end - 1].empties();
+        let alike = self.undos[floor..end - 1].iter().rev();
+        let alike = alike.take_while(|undo| place.is_some() && undo.empties() == place);
+        end - 1 - alike.count()
     }
 
     /// Oldest first.
@@ -93,9 +129,204 @@ impl Applied {
 }
 
 fn with_failures(error: &anyhow::Error, failures: &[Failure]) -> anyhow::Error {
-    failures
-        .iter()
-        .fold(anyhow::anyhow!("{error:#}"), |error, failure| {
-            anyhow::anyhow!("{error:#}; and could not undo: {failure}")
+    failures.iter().fold(anyhow::anyhow!("{error:#}"), |error, failure| {
+        anyhow::anyhow!("{error:#}; and could not undo: {failure}")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::future::pending;
+    use std::time::Duration;
+
+    use anyhow::Context;
+
+    use super::*;
+    use crate::host::instance::Instance;
+    use crate::host::mark::{FwMark, Intercept, Port, TableId};
+    use crate::host::plan::{Draft, Plan};
+    use crate::host::record::{Former, Numbers, Record};
+    use crate::host::step::{Family, Program};
+
+    /// Holds what is in force, by the command that removes it. It refuses to take a chain away
+    /// that is still jumped to, as the real one does.
+    #[derive(Debug, Default)]
+    struct Pretend {
+        held: BTreeSet<String>,
+        calls: usize,
+        refuses_call: Option<usize>,
+        stuck_at_call: Option<usize>,
+        refuses_undo: Option<String>,
+        /// How often it did several at once.
+        together: usize,
+        knows_together: bool,
+    }
+
+    impl Kernel for Pretend {
+        async fn apply(&mut self, step: &Step) -> Result<Option<Undo>> {
+            self.calls += 1;
+            if self.refuses_call == Some(self.calls) {
+                bail!("operation not permitted");
+            }
+            if self.stuck_at_call == Some(self.calls) {
+                pending::<()>().await;
+            }
+            let Some(undo) = step.undo() else {
+                return Ok(None);
+            };
+            Ok(self.held.insert(undo.to_string()).then_some(undo))
+        }
+
+        async fn undo(&mut self, undo: &Undo) -> Result<()> {
+            if self.refuses_undo.as_ref() == Some(&undo.to_string()) {
+                bail!("device or resource busy");
+            }
+            if let Undo::RemoveChain { place, chain } = undo {
+                let (place, jump) = (place.to_string(), format!("-j {chain}"));
+                if self.held.iter().any(|u| u.starts_with(&place) && u.ends_with(&jump)) {
+                    bail!("the chain is in use");
+                }
+            }
+            self.held.remove(&undo.to_string()).then_some(()).context("it is not there")
+        }
+
+        async fn apply_together(&mut self, steps: &[Step]) -> Result<()> {
+            anyhow::ensure!(self.knows_together);
+            self.together += 1;
+            self.held.extend(steps.iter().filter_map(Step::undo).map(|undo| undo.to_string()));
+            Ok(())
+        }
+
+        async fn undo_together(&mut self, undos: &[Undo]) -> Result<()> {
+            anyhow::ensure!(self.knows_together);
+            self.together += 1;
+            self.held.retain(|held| undos.iter().all(|undo| undo.to_string() != *held));
+            Ok(())
+        }
+    }
+
+    fn plan() -> Plan {
+        let port = |number| Port::new(number).unwrap();
+        let record = Record {
+            instance: Instance::new(1),
+            numbers: Numbers {
+                mark: FwMark::new(2, 2).unwrap(),
+                table: TableId::new(29_000).unwrap(),
+                priority: 170,
+            },
+            former: Former { v4: Some(0), v6: Some(0) },
+        };
+        Plan::new(&Draft {
+            program: Program::Nft,
+            families: &Family::BOTH,
+            record,
+            intercept: &[Intercept { from: port(80), to: port(8080) }],
         })
+    }
+
+    fn run<T>(future: impl Future<Output = T>) -> T {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_time().build().unwrap().block_on(future)
+    }
+
+    fn all() -> Vec<Step> {
+        plan().steps().cloned().collect()
+    }
+
+    #[test]
+    fn whichever_step_fails_everything_is_as_before() {
+        let steps = all();
+        for failing in 1..=steps.len() {
+            let mut kernel = Pretend { refuses_call: Some(failing), ..Pretend::default() };
+            let mut applied = Applied::default();
+            let error = run(applied.apply(&mut kernel, &steps)).unwrap_err();
+            assert_eq!(kernel.calls, failing);
+            assert_eq!(kernel.held, BTreeSet::new(), "step {failing}");
+            assert!(applied.is_empty());
+            let told = format!("{}: operation not permitted", steps[failing - 1]);
+            assert_eq!(format!("{error:#}"), told);
+        }
+    }
+
+    #[test]
+    fn a_failure_in_the_second_part_leaves_the_first_in_force() {
+        let plan = plan();
+        let mut kernel = Pretend::default();
+        let mut applied = Applied::default();
+        run(applied.apply(&mut kernel, &plan.foundation)).unwrap();
+        let before = (kernel.held.clone(), applied.undos().len());
+        kernel.refuses_call = Some(kernel.calls + 2);
+        run(applied.apply(&mut kernel, &plan.interception)).unwrap_err();
+        assert_eq!((kernel.held, applied.undos.len()), before);
+    }
+
+    #[test]
+    fn both_errors_are_told_when_the_roll_back_fails_too() {
+        let steps = all();
+        let refused = steps[0].undo().unwrap().to_string();
+        let mut kernel = Pretend {
+            refuses_call: Some(4),
+            refuses_undo: Some(refused.clone()),
+            ..Pretend::default()
+        };
+        let mut applied = Applied::default();
+        let error = format!("{:#}", run(applied.apply(&mut kernel, &steps)).unwrap_err());
+        assert!(error.contains("operation not permitted; and could not undo"), "{error}");
+        assert!(error.contains(&format!("{refused}: device or resource busy")), "{error}");
+    }
+
+    #[test]
+    fn a_tear_down_goes_on_past_failures_and_keeps_what_failed() {
+        let steps = all();
+        let refused = steps.last().and_then(Step::undo).unwrap();
+        let mut kernel = Pretend { refuses_undo: Some(refused.to_string()), ..Pretend::default() };
+        let mut applied = Applied::default();
+        run(applied.apply(&mut kernel, &steps)).unwrap();
+        let failures = run(applied.roll_back(&mut kernel));
+        // The jump, and the chain that it holds.
+        assert_eq!(failures.len(), 2, "{failures:?}");
+        assert_eq!(failures[0].undo, refused);
+        assert_eq!(applied.undos().len(), 2);
+        kernel.refuses_undo = None;
+        assert!(run(applied.roll_back(&mut kernel)).is_empty());
+        assert_eq!(kernel.held, BTreeSet::new());
+    }
+
+    #[test]
+    fn applying_that_gets_stuck_and_is_given_up_can_still_be_rolled_back() {
+        let steps = all();
+        let mut kernel = Pretend { stuck_at_call: Some(steps.len()), ..Pretend::default() };
+        let mut applied = Applied::default();
+        run(async {
+            let stuck = applied.apply(&mut kernel, &steps);
+            tokio::time::timeout(Duration::from_millis(5), stuck).await.unwrap_err();
+        });
+        assert!(!kernel.held.is_empty());
+        assert!(run(applied.roll_back(&mut kernel)).is_empty());
+        assert_eq!(kernel.held, BTreeSet::new());
+    }
+
+    #[test]
+    fn what_was_so_already_is_not_taken_back() {
+        let steps = all();
+        let sysctl = steps.iter().find(|s| matches!(s, Step::NonlocalBind { .. })).unwrap();
+        let theirs = BTreeSet::from([sysctl.undo().unwrap().to_string()]);
+        let mut kernel = Pretend { held: theirs.clone(), ..Pretend::default() };
+        let mut applied = Applied::default();
+        run(applied.apply(&mut kernel, &steps)).unwrap();
+        assert!(run(applied.roll_back(&mut kernel)).is_empty());
+        assert_eq!(kernel.held, theirs);
+    }
+
+    #[test]
+    fn the_chains_of_one_place_are_made_and_removed_together() {
+        let mut kernel = Pretend { knows_together: true, ..Pretend::default() };
+        let mut applied = Applied::default();
+        run(applied.apply(&mut kernel, &all())).unwrap();
+        assert_eq!((kernel.together, applied.undos().len()), (2, kernel.held.len()));
+        assert!(run(applied.roll_back(&mut kernel)).is_empty());
+        assert_eq!((kernel.together, kernel.held), (4, BTreeSet::new()));
+        assert!(applied.is_empty());
+    }
 }

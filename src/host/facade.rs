@@ -1,6 +1,5 @@
 //! One instance's hold on the host: set up, switched, told about, taken down.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -8,16 +7,17 @@ use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
 use tracing::warn;
 
-use super::applied::{Applied, Failure};
+use super::applied::{Applied, Failure, Kernel};
 use super::instance::Instance;
 use super::iptables::installed;
 use super::lease::{Lease, SetupLock};
 use super::linux::Linux;
 use super::mark::{FwMark, Intercept, TableId};
-use super::plan::{Draft, Family, Plan, Undo};
+use super::plan::{Draft, Plan};
 use super::preflight::Facts;
 use super::record::{Former, Record};
 use super::saved::{claimed, marks_in_ruleset};
+use super::step::{Family, Place, Step, Undo};
 use super::survey::Survey;
 use super::sysctl;
 use super::tproxy::{self, Choice, Fixed, Picture};
@@ -83,15 +83,11 @@ impl Host {
 
     /// Sweep first. Needs a tokio runtime.
     pub async fn set_up(instance: Instance, wanted: &Wanted, facts: &Facts) -> Result<Self> {
-        let _lock = SetupLock::take(SET_UP_LOCK)
-            .await
-            .context("set up the host")?;
+        let _lock = SetupLock::take(SET_UP_LOCK).await.context("set up the host")?;
         let mut kernel = Linux::open()?;
         let prepared = prepare(&mut kernel, instance, wanted, facts).await?;
         let mut foundation = Applied::default();
-        foundation
-            .apply(&mut kernel, &prepared.plan.foundation)
-            .await?;
+        foundation.apply(&mut kernel, &prepared.plan.foundation).await?;
         Ok(Self {
             instance,
             plan: prepared.plan,
@@ -114,32 +110,49 @@ impl Host {
         if !self.interception.is_empty() {
             return Ok(());
         }
-        self.interception
-            .apply(&mut self.kernel, &self.plan.interception)
-            .await
+        self.interception.apply(&mut self.kernel, &self.plan.interception).await
     }
 
     /// Already off is not an error.
-    pub async fn intercept_off(&mut self) -> Result<(), TearDownError> {
+    pub async fn intercept_off(&mut self, until: Instant) -> Result<(), TearDownError> {
+        self.kernel.finish_by(until);
         collected(self.interception.roll_back(&mut self.kernel).await)
+    }
+
+    /// Puts back what somebody removed meanwhile (a restart of firewalld or Docker flushes), and
+    /// says where. A place that lost a part is made anew as a whole: order matters in it.
+    pub async fn put_back(&mut self) -> Result<Vec<Place>> {
+        let _lock = SetupLock::take(SET_UP_LOCK).await.context("put rules back")?;
+        let Facts { programs, families, .. } = &self.facts;
+        let survey = Survey::take(&self.kernel.iptables, programs, families)?;
+        let mut steps: Vec<Step> = self.plan.foundation.clone();
+        if !self.interception.is_empty() {
+            steps.extend(self.plan.interception.iter().cloned());
+        }
+        let broken = survey.broken(self.instance, &steps);
+        // One that is there already stays as it is.
+        let routing = |s: &&Step| matches!(s, Step::PolicyRule { .. } | Step::LocalRoute { .. });
+        for step in steps.iter().filter(routing) {
+            self.kernel.apply(step).await.with_context(|| step.to_string())?;
+        }
+        let of_broken = |step: &&Step| step.place().is_some_and(|place| broken.contains(&place));
+        for undo in steps.iter().filter(of_broken).rev().filter_map(Step::undo) {
+            self.kernel.undo(&undo).await.with_context(|| undo.to_string())?;
+        }
+        for step in steps.iter().filter(of_broken) {
+            self.kernel.apply(step).await.with_context(|| step.to_string())?;
+        }
+        Ok(broken)
     }
 
     /// For `hapilot status`.
     #[must_use]
     pub fn owned(&self) -> Vec<Owned> {
-        self.undos()
-            .map(|undo| Owned {
-                what: undo.subject(),
-                undo: undo.to_string(),
-            })
-            .collect()
+        self.undos().map(|undo| Owned { what: undo.subject(), undo: undo.to_string() }).collect()
     }
 
     fn undos(&self) -> impl Iterator<Item = &Undo> {
-        self.foundation
-            .undos()
-            .iter()
-            .chain(self.interception.undos())
+        self.foundation.undos().iter().chain(self.interception.undos())
     }
 
     /// Newest first, past failures, and over by `until`. What failed may be tried again.
@@ -161,19 +174,13 @@ impl Host {
     }
 
     fn others(&self) -> Result<Vec<Record>> {
-        let Facts {
-            programs, families, ..
-        } = &self.facts;
+        let Facts { programs, families, .. } = &self.facts;
         Survey::take(&self.kernel.iptables, programs, families)?.living_records(Some(self.instance))
     }
 }
 
 fn collected(failures: Vec<Failure>) -> Result<(), TearDownError> {
-    if failures.is_empty() {
-        Ok(())
-    } else {
-        Err(TearDownError(failures))
-    }
+    if failures.is_empty() { Ok(()) } else { Err(TearDownError(failures)) }
 }
 
 /// The plan that `set_up` would follow, for `hapilot plan`. Changes nothing, and claims nothing:
@@ -194,34 +201,17 @@ async fn prepare(
     wanted: &Wanted,
     facts: &Facts,
 ) -> Result<Prepared> {
-    let program = facts
-        .program
-        .ok_or_else(|| anyhow!("no iptables program works here"))?;
+    let program = facts.program.ok_or_else(|| anyhow!("no iptables program works here"))?;
     let survey = Survey::take(&kernel.iptables, &facts.programs, &facts.families)?;
     kernel.others = survey.living_records(Some(instance))?;
     let picture = picture(kernel, &survey, wanted, &facts.families).await?;
-    let fixed = Fixed {
-        mark: wanted.mark,
-        table: wanted.table,
-    };
+    let fixed = Fixed { mark: wanted.mark, table: wanted.table };
     let Choice { numbers, warnings } =
         tproxy::choose(&picture, fixed).map_err(|problem| anyhow!("{problem}"))?;
     let former = former(kernel, &facts.families)?;
-    let record = Record {
-        instance,
-        numbers,
-        former,
-    };
+    let record = Record { instance, numbers, former };
     let (families, intercept) = (facts.families.as_slice(), wanted.intercept.as_slice());
-    Ok(Prepared {
-        plan: Plan::new(&Draft {
-            program,
-            families,
-            record,
-            intercept,
-        }),
-        warnings,
-    })
+    Ok(Prepared { plan: Plan::new(&Draft { program, families, record, intercept }), warnings })
 }
 
 async fn picture(
@@ -234,14 +224,10 @@ async fn picture(
     for &family in families {
         picture.rules.extend(kernel.routing.rules(family).await?);
     }
-    picture.tables = tables(kernel, wanted, families).await?;
-    let recorded = survey
-        .records()
-        .map(|r| claimed(r.numbers.mark.value(), r.numbers.mark.mask()));
+    look_at_tables(&mut picture, kernel, wanted, families).await?;
+    let recorded = survey.records().map(|r| claimed(r.numbers.mark.value(), r.numbers.mark.mask()));
     let saved = survey.places.iter().map(|(_, saved)| saved.marks);
-    picture.marks = saved
-        .chain(recorded)
-        .fold(ruleset_marks(kernel), |bits, more| bits | more);
+    picture.marks = saved.chain(recorded).fold(ruleset_marks(kernel), |bits, more| bits | more);
     Ok(picture)
 }
 
@@ -261,23 +247,27 @@ fn ruleset_marks(kernel: &Linux) -> u32 {
 
 /// Those that matter: the one that is fixed, or up to the first that is free. A host may have a
 /// million routes in the others.
-async fn tables(kernel: &Linux, wanted: &Wanted, families: &[Family]) -> Result<BTreeSet<u32>> {
+async fn look_at_tables(
+    picture: &mut Picture,
+    kernel: &Linux,
+    wanted: &Wanted,
+    families: &[Family],
+) -> Result<()> {
     let candidates = match wanted.table {
         Some(table) => table.number()..table.number().saturating_add(1),
         None => tproxy::FIRST_TABLE..tproxy::FIRST_TABLE + tproxy::TABLES,
     };
-    let mut used = BTreeSet::new();
     for table in candidates {
-        let mut free = true;
         for &family in families {
-            free &= !kernel.routing.table_in_use(family, table).await?;
+            if kernel.routing.table_in_use(family, table).await? {
+                picture.tables.insert(table);
+            }
         }
-        if free {
+        if !picture.table_in_use(table) {
             break;
         }
-        used.insert(table);
     }
-    Ok(used)
+    Ok(())
 }
 
 /// What is to be written down before a sysctl is written. One that is 1 because of another living
@@ -286,10 +276,7 @@ fn former(kernel: &Linux, families: &[Family]) -> Result<Former> {
     let mut former = Former::default();
     for &family in families {
         let value = match sysctl::read(family)? {
-            Some(1) => kernel
-                .others
-                .iter()
-                .find_map(|record| record.former.of(family)),
+            Some(1) => kernel.others.iter().find_map(|record| record.former.of(family)),
             now => now.filter(|_| sysctl::writable(family)),
         };
         former.set(family, value);

@@ -17,6 +17,7 @@ use rustix::net::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 
+use super::compare::Seen;
 use super::wire::{self, Description};
 
 const LIMIT: Duration = Duration::from_secs(2);
@@ -25,10 +26,18 @@ const LIMIT: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Listener {
     pub socket: OwnedFd,
+    pub description: Description,
     /// As a `bind` line would write it: `0.0.0.0:80`, `udp@[::]:443`, `abns@name`, `/run/x.sock`.
     pub address: String,
     /// Two processes that share a socket see the same inode.
     pub inode: u64,
+}
+
+impl Listener {
+    #[must_use]
+    pub fn seen(&self) -> Seen {
+        Seen { address: self.address.clone(), inode: self.inode }
+    }
 }
 
 pub async fn listeners(runtime_socket: &Path) -> Result<Vec<Listener>> {
@@ -52,11 +61,12 @@ async fn fetch(runtime_socket: &Path) -> Result<Vec<Listener>> {
     while listeners.len() < count {
         let (bytes, sockets) = message(&stream).await.context("receive listeners")?;
         ensure!(!sockets.is_empty(), "it hung up after {} of {count}", listeners.len());
-        stream.write_all(&wire::ACKNOWLEDGEMENT).await.context("acknowledge listeners")?;
-        let descriptions =
-            wire::descriptions(&bytes, sockets.len()).map_err(anyhow::Error::msg)?;
+        // HAProxy 2.6 does not wait for the last one and has hung up by then; were there more to
+        // come, the next read would say so.
+        let _ = stream.write_all(&wire::ACKNOWLEDGEMENT).await;
+        let descriptions = wire::descriptions(&bytes, sockets.len()).map_err(anyhow::Error::msg)?;
         for (socket, description) in sockets.into_iter().zip(descriptions) {
-            listeners.push(describe(socket, &description)?);
+            listeners.push(describe(socket, description)?);
         }
     }
     Ok(listeners)
@@ -69,8 +79,7 @@ async fn message(stream: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
             let mut ancillary = RecvAncillaryBuffer::new(&mut space);
             let mut into = [io::IoSliceMut::new(&mut bytes)];
-            let got =
-                recvmsg(stream.as_fd(), &mut into, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+            let got = recvmsg(stream.as_fd(), &mut into, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
             let sockets: Vec<OwnedFd> = ancillary
                 .drain()
                 .filter_map(|message| match message {
@@ -86,12 +95,12 @@ async fn message(stream: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     Ok((bytes, sockets))
 }
 
-fn describe(socket: OwnedFd, description: &Description) -> Result<Listener> {
+pub(super) fn describe(socket: OwnedFd, description: Description) -> Result<Listener> {
     let inode = rustix::fs::fstat(&socket).context("look at a received socket")?.st_ino;
     let name = getsockname(&socket).context("read the address of a received socket")?;
     let kind = sockopt::socket_type(&socket).context("read the type of a received socket")?;
-    let address = Address { name: &name, kind, description }.to_string();
-    Ok(Listener { socket, address, inode })
+    let address = Address { name: &name, kind, description: &description }.to_string();
+    Ok(Listener { socket, description, address, inode })
 }
 
 struct Address<'a> {

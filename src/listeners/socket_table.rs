@@ -59,8 +59,7 @@ fn dump(family: u8, into: &mut Vec<Connection>) -> Result<()> {
 fn request(family: u8) -> Vec<u8> {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    let socket_id =
-        if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
+    let socket_id = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
     let request = InetRequest {
         family,
         protocol: IPPROTO_TCP,
@@ -68,8 +67,7 @@ fn request(family: u8) -> Vec<u8> {
         states: StateFlags::ESTABLISHED,
         socket_id,
     };
-    let mut message =
-        NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
+    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
     message.serialize(&mut bytes);

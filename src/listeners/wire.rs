@@ -1,6 +1,6 @@
 //! Decides: what the bytes of HAProxy's `-x` protocol mean. Values only.
 //!
-//! The one side sends [`REQUEST`]; the other answers with a 32-bit count in its own byte order and
+//! hapilot speaks both sides. The one side sends [`REQUEST`]; the other answers with a 32-bit count in its own byte order and
 //! then with messages of up to [`MOST_IN_ONE`] descriptors. The bytes of each message describe its
 //! descriptors, in order: a length and the name of the network namespace, a length and the name of
 //! the interface, 32 bits that were listener options before HAProxy 2.3. Each message is answered
@@ -39,6 +39,23 @@ pub fn descriptions(mut bytes: &[u8], count: usize) -> Result<Vec<Description>, 
     }
 }
 
+/// The bytes that describe descriptors, in the same order.
+#[must_use]
+pub fn describe<'a>(descriptions: impl IntoIterator<Item = &'a Description>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for Description { namespace, interface } in descriptions {
+        for name in [namespace, interface] {
+            let name = name.as_deref().unwrap_or_default().as_bytes();
+            // They came over this same wire, so they fit into its length byte.
+            let name = &name[..name.len().min(usize::from(u8::MAX))];
+            bytes.push(u8::try_from(name.len()).unwrap_or(u8::MAX));
+            bytes.extend_from_slice(name);
+        }
+        bytes.extend_from_slice(&[0; OPTIONS]);
+    }
+    bytes
+}
+
 fn torn(whole: usize) -> String {
     format!("the bytes end within description {}", whole + 1)
 }
@@ -65,11 +82,21 @@ mod tests {
     fn names_are_read_by_their_lengths() {
         let mut bytes = b"\x03red\x04eth0\0\0\0\0".to_vec();
         bytes.extend(PLAIN);
-        let named = Description {
-            namespace: Some("red".to_owned()),
-            interface: Some("eth0".to_owned()),
-        };
+        let named =
+            Description { namespace: Some("red".to_owned()), interface: Some("eth0".to_owned()) };
         assert_eq!(descriptions(&bytes, 2), Ok(vec![named, Description::default()]));
+    }
+
+    #[test]
+    fn what_is_described_is_understood() {
+        let name = |text: &str| Some(text.to_owned());
+        let all = [
+            Description::default(),
+            Description { namespace: name("red"), interface: None },
+            Description { namespace: None, interface: name("eth0") },
+            Description { namespace: name(&"n".repeat(255)), interface: name(&"i".repeat(255)) },
+        ];
+        assert_eq!(descriptions(&describe(&all), all.len()), Ok(all.to_vec()));
     }
 
     #[test]

@@ -6,3 +6,4 @@
 pub mod exit;
 pub mod handle;
 pub mod procfs;
+pub mod readiness;

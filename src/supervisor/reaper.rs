@@ -10,6 +10,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use crate::process::exit::Exit;
 
 /// Every child that has ended, oldest first.
+#[must_use]
 pub fn reap() -> Vec<(i32, Exit)> {
     let mut ended = Vec::new();
     loop {

@@ -11,8 +11,13 @@ use signal_hook_tokio::SignalsInfo;
 
 use super::lifecycle::{Event, Stop};
 
-#[derive(Debug)]
 pub struct Signals(SignalsInfo);
+
+impl std::fmt::Debug for Signals {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Signals")
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heard {
@@ -25,9 +30,7 @@ pub enum Heard {
 impl Signals {
     /// From here on no signal of ours ends the process.
     pub fn subscribe() -> Result<Self> {
-        let ours = [
-            SIGHUP, SIGUSR2, SIGTERM, SIGUSR1, SIGINT, SIGQUIT, SIGTTOU, SIGTTIN, SIGCHLD,
-        ];
+        let ours = [SIGHUP, SIGUSR2, SIGTERM, SIGUSR1, SIGINT, SIGQUIT, SIGTTOU, SIGTTIN, SIGCHLD];
         SignalsInfo::new(ours).map(Self).context("subscribe to signals")
     }
 

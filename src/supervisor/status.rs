@@ -3,8 +3,9 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::generations::Running;
 use super::lifecycle::StateName;
-use super::run::{Running, Supervisor};
+use super::run::Supervisor;
 use crate::control::protocol::{Answer, GenerationStatus, HostItem, ListenerStatus, Status};
 use crate::listeners::socket_table::{Connection, established};
 use crate::process::procfs::socket_inodes;
@@ -51,7 +52,7 @@ impl Supervisor {
                 GenerationStatus {
                     id: id.number(),
                     pid,
-                    state: Self::phase_of(phase).to_owned(),
+                    state: phase.as_str().to_owned(),
                     since: clock.at(since),
                     connections: pid.and_then(|pid| connections(pid, &ports, &table)),
                     deadline: deadline.map(|at| clock.at(at)),
@@ -76,11 +77,10 @@ impl Supervisor {
 
     /// The ports that clients' connections have on our side.
     fn client_ports(&self) -> HashSet<u16> {
-        let listening = self
-            .generations
-            .values()
-            .flat_map(|running| &running.listens)
-            .filter_map(|seen| seen.address.split(' ').next()?.rsplit_once(':')?.1.parse().ok());
+        let listening =
+            self.generations.values().flat_map(|running| &running.listens).filter_map(|seen| {
+                seen.address.split(' ').next()?.rsplit_once(':')?.1.parse().ok()
+            });
         listening.chain(self.identity.intercepted_ports.iter().copied()).collect()
     }
 }

@@ -1,0 +1,18 @@
+//! Acts: waits until a descriptor takes bytes again.
+
+#![allow(
+    unsafe_code,
+    reason = "tokio cannot know that the descriptor stays open; here it is owned"
+)]
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use tokio::io::unix::AsyncFd;
+
+/// An error for what cannot be watched, such as a regular file.
+pub async fn writable(fd: OwnedFd) -> io::Result<()> {
+    // SAFETY: `AsyncFd` owns the descriptor and closes it only after it has deregistered it.
+    let fd = unsafe { AsyncFd::register(fd) }?;
+    fd.writable().await.map(drop)
+}

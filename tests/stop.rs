@@ -3,6 +3,7 @@
 
 mod lab;
 
+use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
 use lab::client::get_within;
@@ -56,7 +57,9 @@ fn the_stop_command_drains_like_the_signal() {
         lab.origin.open_gate();
         assert_eq!(download.finish().body().len(), 2 * HALF);
         let output = command.join().unwrap();
-        assert!(output.status.success(), "{output:?}");
+        // with its container it may end before it can say so
+        let cut_off = output.status.signal() == Some(Signal::SIGKILL as i32);
+        assert!(output.status.success() || cut_off, "{output:?}");
     });
     assert_eq!(hapilot.wait(SHORT).code(), Some(0));
     lab.balancer.state().assert_same_as(&before);
@@ -177,7 +180,7 @@ fn a_stop_before_anything_is_ready_ends_clean() {
             hapilot.signal(Signal::SIGTERM);
             (!hapilot.is_running()).then(|| hapilot.wait(SHORT))
         });
-        assert_eq!(status.code(), Some(0));
+        assert_eq!(status.code(), Some(0), "{status}");
         lab.balancer.state().assert_same_as(&before);
     }
 }

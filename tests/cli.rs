@@ -94,7 +94,7 @@ fn health_follows_the_service() {
     let text = Finished::from(hapilot.command(&["status"]));
     text.assert_code(0).assert_says(&["serving"]);
     let haproxy = hapilot.process_of(&hapilot.current());
-    lab::process::kill(haproxy, Signal::SIGSTOP);
+    lab::process::freeze(haproxy);
     let frozen = Finished::from(hapilot.command(&["health"]));
     assert!(!frozen.status.success(), "a frozen HAProxy is not healthy: {}", frozen.text);
     lab::process::kill(haproxy, Signal::SIGCONT);

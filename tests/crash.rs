@@ -55,7 +55,7 @@ fn connections_that_wait_to_be_accepted_when_haproxy_dies_are_served_by_the_next
     let (lab, mut hapilot, before) = start_with(&[], Pid::One);
     let current = hapilot.current();
     let haproxy = hapilot.process_of(&current);
-    lab::process::kill(haproxy, Signal::SIGSTOP);
+    lab::process::freeze(haproxy);
     let begun = Instant::now();
     let waiting: Vec<_> =
         lab.client.enter(|| (0..20).map(|_| connect(&web(), LONG).unwrap()).collect());

@@ -84,7 +84,7 @@ fn with_a_deadline_of_five_seconds_a_stuck_session_ends_with_a_clean_host_inside
 fn an_haproxy_that_ignores_term_is_gone_inside_the_deadline_too() {
     let (lab, mut hapilot, before) = start(&[("HAPROXY_STOP_DEADLINE", "3s")]);
     let haproxy = hapilot.process_of(&hapilot.current());
-    lab::process::kill(haproxy, Signal::SIGSTOP);
+    lab::process::freeze(haproxy);
     let begun = Instant::now();
     hapilot.signal(Signal::SIGTERM);
     let status = hapilot.wait(Duration::from_secs(6));

@@ -39,3 +39,16 @@ pub fn inner_pid(pid: u32) -> Option<u32> {
 pub fn name(pid: u32) -> Option<String> {
     Some(fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim().to_owned())
 }
+
+/// Stops a process, and waits until none of its threads runs any more.
+pub fn freeze(pid: u32) {
+    kill(pid, Signal::SIGSTOP);
+    super::until(super::SHORT, "every thread has stopped", || {
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+        let stopped = |thread: u32| Some(field(thread, "State")?.starts_with('T'));
+        let mut numbers = threads.map(|entry| entry.unwrap().file_name());
+        numbers
+            .all(|name| name.to_str().unwrap().parse().ok().and_then(stopped) == Some(true))
+            .then_some(())
+    });
+}

@@ -113,7 +113,9 @@ impl<'h> Spec<'h> {
         };
         let (mut child, mounts) = self.host.namespace.enter(|| {
             unshare(flags);
-            (command.spawn().unwrap(), Mounts::of_this_thread())
+            // first: the child soon puts another /proc over ours
+            let mounts = Mounts::of_this_thread();
+            (command.spawn().unwrap(), mounts)
         });
         let log = Log::default();
         log.follow(child.stdout.take().unwrap());

@@ -4,10 +4,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::haproxy::peers::learning;
 use crate::haproxy::runtime_api::{LIMIT, ask};
 use crate::haproxy::server_state::carry_over;
 use crate::listeners::compare::{Changes, Seen, changes};
@@ -15,6 +16,9 @@ use crate::listeners::fetch::{Listener, listeners};
 
 /// Before the launch everybody waits for this, so it is shorter than the usual limit.
 const SAVE_LIMIT: Duration = Duration::from_millis(500);
+/// HAProxy 2.6 learns for 5 s after each start.
+const TEACH_LIMIT: Duration = Duration::from_secs(6);
+const TEACH_AGAIN: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Default)]
 pub struct HandedOver {
@@ -29,7 +33,8 @@ pub struct HandedOver {
 /// `old` and `new` are runtime sockets, `before` is what the old one listens on.
 pub async fn hand_over(old: PathBuf, new: PathBuf, before: Vec<Seen>) -> HandedOver {
     let mut handed = HandedOver::default();
-    let (after, servers) = tokio::join!(listeners(&new), carry_servers(&old, &new));
+    let (after, servers, taught) =
+        tokio::join!(listeners(&new), carry_servers(&old, &new), able_to_teach(&old));
     match after {
         Ok(after) => {
             let seen: Vec<_> = after.iter().map(Listener::seen).collect();
@@ -42,7 +47,27 @@ pub async fn hand_over(old: PathBuf, new: PathBuf, before: Vec<Seen>) -> HandedO
         Ok(commands) => handed.carried_over = commands,
         Err(error) => handed.warnings.push(format!("{error:#}")),
     }
+    handed.warnings.extend(taught.err().map(|error| format!("{error:#}")));
     handed
+}
+
+/// Waits until the old one could teach its stick tables to the new one when it is told to stop.
+/// Both serve meanwhile. HAProxy tells nobody when it is done learning, so it is asked again.
+async fn able_to_teach(old: &Path) -> Result<()> {
+    let until = Instant::now() + TEACH_LIMIT;
+    loop {
+        let answer = ask(old, "show peers", LIMIT).await?;
+        let learning = learning(&answer);
+        if learning.is_empty() {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < until,
+            "peers {}: still learning, so their stick tables may not be handed over",
+            learning.join(", ")
+        );
+        tokio::time::sleep(TEACH_AGAIN).await;
+    }
 }
 
 async fn carry_servers(old: &Path, new: &Path) -> Result<Vec<String>> {

@@ -13,6 +13,7 @@ pub mod generation;
 pub mod installed;
 pub mod launch;
 pub mod output;
+pub mod peers;
 pub mod ready;
 pub mod runtime_api;
 pub mod server_state;

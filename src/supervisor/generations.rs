@@ -35,7 +35,7 @@ pub(super) struct Running {
     /// `None` before the launch and after the exit.
     handle: Option<Handle>,
     pid: Option<i32>,
-    runtime_socket: PathBuf,
+    pub(super) runtime_socket: PathBuf,
     pub(super) words: Words,
     output: Option<JoinHandle<()>>,
     tasks: Vec<JoinHandle<()>>,

@@ -191,7 +191,7 @@ impl Supervisor {
                 let _ = answer.send(Answer::Status(Box::new(self.status())));
             }
             Request::Health => {
-                let _ = answer.send(self.health());
+                self.answer_health(answer);
             }
             Request::Reload => {
                 info!("reload asked for over the control socket");

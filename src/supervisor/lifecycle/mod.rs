@@ -456,12 +456,12 @@ impl Lifecycle {
             State::Reloading(Reload { step: ReloadStep::HandingOver { until }, next, .. })
                 if until <= turn.now =>
             {
-                self.handed_over(turn, next)
+                self.handed_over(turn, next);
             }
             State::Recovering(Recovery { step: RecoveryStep::Waiting { until }, lost, .. })
                 if until <= turn.now =>
             {
-                self.recover(turn, lost, false)
+                self.recover(turn, lost, false);
             }
             State::Stopping(Stopping { give_up_at, status }) if give_up_at <= turn.now => {
                 self.fleet.give_up();

@@ -235,8 +235,8 @@ fn descriptor_limit() -> Option<u64> {
 }
 
 /// Supervises until the end; the answer is the exit status.
-pub async fn supervise(survey: Survey) -> u8 {
-    match boot(survey).await {
+pub async fn supervise(survey: Survey, signals: Signals) -> u8 {
+    match boot(survey, signals).await {
         Ok(status) => status,
         Err(error) => {
             error!("cannot start: {error:#}");
@@ -245,9 +245,7 @@ pub async fn supervise(survey: Survey) -> u8 {
     }
 }
 
-async fn boot(survey: Survey) -> Result<u8> {
-    // Before anything that a signal would leave behind.
-    let signals = Signals::subscribe()?;
+async fn boot(survey: Survey, signals: Signals) -> Result<u8> {
     if !survey.findings.facts.pid_1 {
         adopt_orphans().context("become a child subreaper")?;
     }

@@ -44,6 +44,11 @@ impl Running {
         self.pid
     }
 
+    /// The process has ended, whether or not the lifecycle knows already.
+    pub(super) fn is_gone(&self) -> bool {
+        self.handle.is_none()
+    }
+
     /// Those whose sockets came from the generation before.
     pub(super) fn shared_addresses(&self) -> &[String] {
         &self.handed_over.listeners.shared

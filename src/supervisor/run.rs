@@ -174,10 +174,13 @@ impl Supervisor {
                 }
             }
             Message::HandedOver(id, handed_over) => {
-                if let Some(running) = self.generations.get_mut(&id) {
-                    running.listens.clone_from(&handed_over.after);
-                    running.handed_over = handed_over;
+                let running = self.generations.get_mut(&id)?;
+                // It died meanwhile and the news is on its way: the old one must not drain for it.
+                if running.is_gone() {
+                    return None;
                 }
+                running.listens.clone_from(&handed_over.after);
+                running.handed_over = handed_over;
                 return self.event(Event::HandedOver(id)).await;
             }
         }

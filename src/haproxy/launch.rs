@@ -90,6 +90,17 @@ impl Program {
         }
     }
 
+    /// What was saved for an earlier generation may be long out of date: who starts without a
+    /// predecessor to ask starts as the configuration says. A file of the operator's stays.
+    pub fn forget_server_state(&self) {
+        if let Some(StateFile::Ours(path)) = &self.state_file
+            && let Err(error) = fs::remove_file(path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, path = %path.display(), "could not remove the file");
+        }
+    }
+
     pub fn launch(
         &self,
         id: GenerationId,
@@ -196,5 +207,31 @@ impl Drop for Inherited<'_> {
     fn drop(&mut self) {
         // Cannot fail on an open descriptor.
         let _ = rustix::io::fcntl_setfd(self.0, FdFlags::CLOEXEC);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_server_state_is_forgotten() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("state");
+        let program = |state_file| Program {
+            binary: PathBuf::from("haproxy"),
+            version: String::new(),
+            arguments: Vec::new(),
+            configuration: Vec::new(),
+            run_directory: directory.path().to_owned(),
+            state_file: Some(state_file),
+        };
+        fs::write(&file, "1\n").unwrap();
+        program(StateFile::Theirs(file.clone())).forget_server_state();
+        assert!(file.exists());
+        let ours = StateFile::Ours(file.clone());
+        program(ours.clone()).forget_server_state();
+        assert!(!file.exists());
+        assert!(!fragment_text(GenerationId::FIRST, 3, Some(&ours)).contains("server-state-file"));
     }
 }

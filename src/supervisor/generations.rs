@@ -79,6 +79,7 @@ impl Supervisor {
             handed_over: HandedOver::default(),
         };
         let Some(old) = from.and_then(|from| self.generations.get(&from)) else {
+            self.program.forget_server_state();
             self.generations.insert(id, running);
             return self.launch(id, None);
         };
@@ -88,6 +89,7 @@ impl Supervisor {
             if let Some(file) = &program.state_file
                 && let Err(error) = save_server_state(&socket, file.path()).await
             {
+                program.forget_server_state();
                 warn!(generation = id.number(), "server state was not saved: {error:#}");
             }
             let _ = messages.send(Message::Prepared { id, from });

@@ -123,8 +123,12 @@ impl Program {
             let _inherited = Inherited::new(&listener).map_err(ours)?;
             command.spawn()
         };
-        let child = child.map_err(|error| not_launched(&self.binary, error))?;
-        let handle = Handle::open(&child).map_err(ours)?;
+        let mut child = child.map_err(|error| not_launched(&self.binary, error))?;
+        let handle = Handle::open(&child).map_err(|error| {
+            // Nobody could drain or stop it (no descriptor left, or a kernel without pidfd).
+            let _ = child.kill().and_then(|()| child.wait());
+            ours(error)
+        })?;
         Ok(Launched { handle, runtime_socket, output })
     }
 

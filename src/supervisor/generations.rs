@@ -189,9 +189,14 @@ impl Supervisor {
             return;
         };
         if running.pid.is_none() {
-            // Not launched yet, and now it never will be.
-            running.tasks.iter().for_each(JoinHandle::abort);
+            // Not launched yet, and now it never will be, even if `Prepared` is in the inbox.
+            self.generations.remove(&id);
             return self.send(Message::Event(Event::Exited(id, Exit::Signal(9))));
+        }
+        let ending = matches!(self.lifecycle.state(), StateName::Stopping | StateName::Stopped);
+        if running.ready_after.is_none() && !ending {
+            let limit = humantime::format_duration(self.limits.ready);
+            error!(generation = id.number(), %limit, "HAProxy is not ready in time");
         }
         self.signal(id, Signal::KILL, "killing");
     }

@@ -155,14 +155,16 @@ impl From<anyhow::Error> for Refused {
 }
 
 fn run(haproxy: &[OsString]) -> u8 {
-    in_runtime(run_until_stopped(haproxy)).and_then(|status| status).unwrap_or_else(|error| {
+    let status = in_runtime(supervised(haproxy)).and_then(|status| status);
+    status.unwrap_or_else(|error| {
         complain(&format!("{error:#}"));
         SOFTWARE
     })
 }
 
-async fn run_until_stopped(haproxy: &[OsString]) -> Result<u8> {
-    // Before everything else: the kernel drops a signal for which PID 1 has no handler yet.
+async fn supervised(haproxy: &[OsString]) -> Result<u8> {
+    // Before the look at the host, which takes a while: PID 1 never sees a signal for which it has
+    // no handler (pid_namespaces(7)), so a stop that early would be lost.
     let signals = Signals::subscribe()?;
     let survey = match Asked::read(haproxy).and_then(Survey::take) {
         Ok(survey) => survey,

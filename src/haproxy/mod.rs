@@ -11,6 +11,7 @@ pub mod configuration_files;
 pub mod embedded;
 pub mod generation;
 pub mod installed;
+pub mod judge;
 pub mod launch;
 pub mod output;
 pub mod peers;

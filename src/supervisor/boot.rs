@@ -23,9 +23,10 @@ use super::signals::Signals;
 use crate::control::protocol::SOCKET;
 use crate::control::server::Server;
 use crate::haproxy::command_line::{HaproxyArguments, Source, source};
-use crate::haproxy::configuration::{Configuration, judgement};
+use crate::haproxy::configuration::Configuration;
 use crate::haproxy::installed::{self, Installed};
-use crate::haproxy::launch::{Program, StateFile};
+use crate::haproxy::judge::Judge;
+use crate::haproxy::launch::Program;
 use crate::haproxy::{configuration_files, embedded};
 use crate::host::preflight::{self, Findings, RUN_DIRECTORY};
 use crate::host::sweep::sweep;
@@ -38,7 +39,8 @@ pub const USAGE: u8 = 64;
 pub const UNAVAILABLE: u8 = 69;
 pub const SOFTWARE: u8 = 70;
 
-const READY_LIMIT: Duration = Duration::from_secs(30);
+/// A configuration with many names to resolve or large maps takes its time.
+const READY_LIMIT: Duration = Duration::from_mins(5);
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(10);
 const GRACE: Duration = Duration::from_secs(5);
 const MOST_CRASHES_IN_A_ROW: u32 = 10;
@@ -65,7 +67,6 @@ pub struct Survey {
     pub asked: Asked,
     pub installed: Installed,
     pub findings: Findings,
-    pub configuration: Configuration,
     /// What must not keep us from running.
     pub warnings: Vec<Problem>,
     /// Whether the host is to be set up for transparent proxying.
@@ -132,32 +133,17 @@ impl Survey {
         match found {
             Ok(installed) if problems.is_empty() => {
                 let transparent = wanted && lacking.is_empty();
-                let mut survey = Self {
-                    asked,
-                    installed,
-                    findings,
-                    configuration,
-                    warnings: Vec::new(),
-                    transparent,
-                };
-                survey.judge();
+                let mut survey =
+                    Self { asked, installed, findings, warnings: Vec::new(), transparent };
+                survey.warn();
                 Ok(survey)
             }
             _ => Err(refusal(status, &problems, needs_transparent.as_deref())),
         }
     }
 
-    fn judge(&mut self) {
-        let host = rustix::system::uname();
-        let facts = judgement::Facts {
-            version: &self.installed.build.version,
-            hostname: &host.nodename().to_string_lossy(),
-            local_peer: self.asked.arguments.local_peer.as_deref(),
-            maxconn: self.asked.arguments.maxconn,
-            descriptors: descriptor_limit(),
-            transparent: self.transparent,
-        };
-        self.warnings = judgement::judge(&self.configuration, &facts);
+    fn warn(&mut self) {
+        self.warnings = self.judge().judge().problems;
         if self.transparent {
             self.warnings.extend(self.findings.warnings.iter().cloned());
         } else if self.asked.settings.transparent == Transparent::Auto {
@@ -170,21 +156,35 @@ impl Survey {
         }
     }
 
+    fn judge(&self) -> Judge {
+        let arguments = &self.asked.arguments;
+        let paths = match &self.asked.source {
+            Source::Paths(paths) => paths.clone(),
+            Source::Embedded => Vec::new(),
+        };
+        Judge {
+            paths,
+            directory: arguments.directory.clone(),
+            version: self.installed.build.version.clone(),
+            hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            local_peer: arguments.local_peer.clone(),
+            maxconn: arguments.maxconn,
+            descriptors: descriptor_limit(),
+            transparent: self.transparent,
+            state_file: Path::new(RUN_DIRECTORY).join("server-state"),
+        }
+    }
+
     fn program(&self, configuration: Vec<PathBuf>) -> Program {
         let run_directory = PathBuf::from(RUN_DIRECTORY);
-        let configured =
-            match (&self.configuration.server_state_file, &self.configuration.server_state_base) {
-                (Some(file), Some(base)) => StateFile::Theirs(base.join(file)),
-                (Some(file), None) => StateFile::Theirs(file.clone()),
-                (None, _) => StateFile::Ours(run_directory.join("server-state")),
-            };
         Program {
             binary: self.installed.path.clone(),
             version: self.installed.build.version.to_string(),
             arguments: self.asked.arguments.rest.clone(),
             configuration,
             run_directory,
-            state_file: self.configuration.loads_server_state.then_some(configured),
+            // Each launch looks anew.
+            state_file: None,
         }
     }
 
@@ -276,7 +276,8 @@ async fn boot(survey: Survey, signals: Signals) -> Result<u8> {
             .map(|intercept| intercept.from.number())
             .collect(),
     };
-    let setting = Setting { program, limits: survey.limits(), host, keeper, identity };
+    let (judge, limits) = (survey.judge(), survey.limits());
+    let setting = Setting { program, judge, limits, host, keeper, identity };
     let status = run(setting, signals, requests).await;
     // Given back last: until here, what we had on the host was not an orphan's.
     drop(lease);
@@ -356,7 +357,9 @@ fn remove_leftovers(path: &Path) -> Result<()> {
         let entry = entry.with_context(|| format!("read {}", path.display()))?;
         if entry.file_name().as_bytes().starts_with(b"generation-") {
             let file = entry.path();
-            fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))?;
+            if let Err(error) = fs::remove_file(&file) {
+                warn!("remove {}: {error}", file.display());
+            }
         }
     }
     Ok(())

@@ -12,6 +12,7 @@ use super::lifecycle::{Event, Phase, StateName};
 use super::run::{Message, Supervisor, milliseconds};
 use crate::handover::reload::{HandedOver, hand_over, save_server_state};
 use crate::haproxy::generation::GenerationId;
+use crate::haproxy::judge::Judgement;
 use crate::haproxy::launch::{Launched, NotLaunched};
 use crate::haproxy::output::{Words, follow};
 use crate::haproxy::ready::ready;
@@ -41,11 +42,18 @@ pub(super) struct Running {
     tasks: Vec<JoinHandle<()>>,
     pub(super) listens: Vec<Seen>,
     pub(super) handed_over: HandedOver,
+    /// What its configuration is warned of.
+    pub(super) warnings: Vec<String>,
 }
 
 impl Running {
     pub(super) fn pid(&self) -> Option<i32> {
         self.pid
+    }
+
+    /// The process has ended, whether or not the lifecycle knows already.
+    pub(super) fn is_gone(&self) -> bool {
+        self.handle.is_none()
     }
 
     /// Those whose sockets came from the generation before.
@@ -65,6 +73,8 @@ impl Supervisor {
     pub(super) fn prepare(&mut self, id: GenerationId, from: Option<GenerationId>) {
         let waiting = std::mem::take(&mut self.waiting);
         self.trying.insert(id, waiting);
+        let Judgement { problems, state_file } = self.judge.judge();
+        Rc::make_mut(&mut self.program).state_file = state_file;
         let mut running = Running {
             launched_at: Instant::now(),
             ready_after: None,
@@ -77,8 +87,10 @@ impl Supervisor {
             tasks: Vec::new(),
             listens: Vec::new(),
             handed_over: HandedOver::default(),
+            warnings: problems.iter().map(ToString::to_string).collect(),
         };
         let Some(old) = from.and_then(|from| self.generations.get(&from)) else {
+            self.program.forget_server_state();
             self.generations.insert(id, running);
             return self.launch(id);
         };
@@ -88,6 +100,7 @@ impl Supervisor {
             if let Some(file) = &program.state_file
                 && let Err(error) = save_server_state(&socket, file.path()).await
             {
+                program.forget_server_state();
                 warn!(generation = id.number(), "server state was not saved: {error:#}");
             }
             let _ = messages.send(Message::Prepared(id));
@@ -143,6 +156,8 @@ impl Supervisor {
         if self.lifecycle.state() == StateName::Reloading {
             return;
         }
+        // Nobody will ask what it said.
+        drop(running.words.take());
         let (messages, socket) = (self.messages.clone(), running.runtime_socket.clone());
         running.tasks.push(tokio::task::spawn_local(async move {
             match listeners(&socket).await {
@@ -198,9 +213,14 @@ impl Supervisor {
             return;
         };
         if running.pid.is_none() {
-            // Not launched yet, and now it never will be.
-            running.tasks.iter().for_each(JoinHandle::abort);
+            // Not launched yet, and now it never will be, even if `Prepared` is in the inbox.
+            self.generations.remove(&id);
             return self.send(Message::Event(Event::Exited(id, Exit::Signal(9))));
+        }
+        let ending = matches!(self.lifecycle.state(), StateName::Stopping | StateName::Stopped);
+        if running.ready_after.is_none() && !ending {
+            let limit = humantime::format_duration(self.limits.ready);
+            error!(generation = id.number(), %limit, "HAProxy is not ready in time");
         }
         self.signal(id, Signal::KILL, "killing");
     }
@@ -217,7 +237,11 @@ impl Supervisor {
         running.handle = None;
         running.tasks.drain(..).for_each(|task| task.abort());
         let (output, messages) = (running.output.take(), self.messages.clone());
-        // Its last words belong before the news of its death.
+        if running.ready_after.is_some() {
+            // Somebody else has to serve at once; its last words are logged when they are read.
+            return self.send(Message::Event(Event::Exited(id, exit)));
+        }
+        // Why it could not start belongs before the news that it could not.
         tokio::task::spawn_local(async move {
             if let Some(output) = output {
                 let _ = tokio::time::timeout(LAST_WORDS, output).await;

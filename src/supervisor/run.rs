@@ -23,10 +23,12 @@ use crate::control::server::Asked;
 use crate::handover::receipt::Receipt;
 use crate::handover::reload::HandedOver;
 use crate::haproxy::generation::GenerationId;
+use crate::haproxy::judge::Judge;
 use crate::haproxy::launch::Program;
 use crate::host::Host;
 use crate::listeners::fetch::Listener;
 use crate::listeners::keeper::Keeper;
+use crate::logging::LAST_WORDS;
 
 /// For host changes outside the stop deadline.
 const HOST_LIMIT: Duration = Duration::from_secs(10);
@@ -48,6 +50,7 @@ pub(super) enum Message {
 #[derive(Debug)]
 pub struct Supervisor {
     pub(super) program: Rc<Program>,
+    pub(super) judge: Judge,
     pub(super) lifecycle: Lifecycle,
     pub(super) generations: BTreeMap<GenerationId, Running>,
     pub(super) host: Option<Host>,
@@ -74,6 +77,7 @@ pub struct Identity {
 #[derive(Debug)]
 pub struct Setting {
     pub program: Program,
+    pub judge: Judge,
     pub limits: Limits,
     pub host: Option<Host>,
     pub keeper: Keeper,
@@ -100,11 +104,12 @@ async fn until(wake_at: Option<Instant>) {
 
 impl Supervisor {
     fn new(setting: Setting) -> (Self, Vec<Action>) {
-        let Setting { program, limits, host, keeper, identity } = setting;
+        let Setting { program, judge, limits, host, keeper, identity } = setting;
         let (lifecycle, first) = Lifecycle::start(Instant::now(), limits);
         let (messages, inbox) = mpsc::unbounded_channel();
         let supervisor = Self {
             program: Rc::new(program),
+            judge,
             lifecycle,
             generations: BTreeMap::new(),
             host,
@@ -171,6 +176,10 @@ impl Supervisor {
             Message::Prepared(id) => self.launch(id),
             Message::Listens(id, listeners) => self.keep(id, listeners),
             Message::HandedOver(id, mut handed_over) => {
+                // It died meanwhile and the news is on its way: the old one must not drain for it.
+                if self.generations.get(&id)?.is_gone() {
+                    return None;
+                }
                 if let Some(listeners) = handed_over.fresh.take() {
                     self.keep(id, listeners);
                 }
@@ -279,7 +288,9 @@ impl Supervisor {
 
     async fn tear_down(&mut self, status: u8) -> u8 {
         let limit = Instant::now() + HOST_LIMIT.min(self.limits.stop);
-        let until = self.lifecycle.stop_deadline().map_or(limit, |deadline| deadline.min(limit));
+        // The end of the deadline is for the last words, should nobody read them.
+        let until = self.lifecycle.stop_deadline().and_then(|at| at.checked_sub(2 * LAST_WORDS));
+        let until = until.map_or(limit, |until| until.min(limit));
         let begin = Instant::now();
         let Some(host) = &mut self.host else {
             return status;

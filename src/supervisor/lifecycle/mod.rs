@@ -93,7 +93,8 @@ impl Lifecycle {
     pub fn start(now: Instant, limits: Limits) -> (Self, Vec<Action>) {
         let mut turn = Turn { now, actions: Vec::new() };
         let mut fleet = Fleet::default();
-        fleet.launch(&mut turn, None, Why::Start, limits.ready);
+        // However long the first one takes: killing it would help nobody.
+        fleet.launch(&mut turn, None, Why::Start, None);
         let lifecycle = Self {
             limits,
             state: State::Starting { again: false },
@@ -199,7 +200,7 @@ impl Lifecycle {
 
     fn launch(&mut self, turn: &mut Turn, from: Option<GenerationId>, why: Why) -> GenerationId {
         self.fleet.make_room(turn, self.limits.max_generations, self.limits.grace);
-        self.fleet.launch(turn, from, why, self.limits.ready)
+        self.fleet.launch(turn, from, why, Some(self.limits.ready))
     }
 
     fn ready(&mut self, turn: &mut Turn, id: GenerationId) {
@@ -320,10 +321,12 @@ impl Lifecycle {
             }
             State::Recovering(recovery) if recovery.step == RecoveryStep::Starting(id) => {
                 if recovery.asked {
+                    // The operator's attempt, and no crash of what served.
                     turn.act(Action::ReloadRefused { id: Some(id), why: refusal(gone, exit) });
                     self.state = State::Recovering(Recovery { asked: false, ..recovery });
+                } else {
+                    self.count_crash(turn, id, exit, gone);
                 }
-                self.count_crash(turn, id, exit, gone);
                 self.replace(turn, recovery.lost, exit, recovery.again);
             }
             State::Stopping(_) => self.give_back_if_empty(turn),

@@ -213,6 +213,25 @@ fn a_reload_during_the_back_off_starts_at_once() {
 }
 
 #[test]
+fn an_attempt_to_mend_a_crash_loop_is_no_crash() {
+    let mut story = Story::serving();
+    story.on(Event::Exited(id(1), Exit::Code(1)));
+    story.on(Event::Exited(id(2), Exit::Code(1)));
+    for number in 3..20 {
+        story.on(Event::ReloadWanted);
+        story.on(Event::Exited(id(number), Exit::Code(1)));
+        assert_eq!(story.lifecycle.state(), StateName::Recovering);
+    }
+    assert_eq!(story.lifecycle.crashes(), 2);
+}
+
+#[test]
+fn the_first_generation_may_take_as_long_as_it_likes() {
+    let story = Story::new(limits());
+    assert_eq!(story.lifecycle.wake_at(), None);
+}
+
+#[test]
 fn a_stop_drains_everything_and_gives_the_host_back_when_the_last_is_gone() {
     let mut story = Story::serving();
     story.reload(1, 2);

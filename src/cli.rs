@@ -149,10 +149,7 @@ fn complain(text: &str) {
 
 impl From<anyhow::Error> for Refused {
     fn from(error: anyhow::Error) -> Self {
-        Self {
-            status: UNAVAILABLE,
-            text: format!("{error:#}"),
-        }
+        Self { status: UNAVAILABLE, text: format!("{error:#}") }
     }
 }
 
@@ -220,11 +217,7 @@ fn check(haproxy: &[OsString]) -> Result<u8, Refused> {
     ));
     say(format_args!(
         "transparent proxying: {}",
-        if survey.transparent {
-            &*survey.findings.facts.why
-        } else {
-            "off"
-        }
+        if survey.transparent { &*survey.findings.facts.why } else { "off" }
     ));
     for warning in &survey.warnings {
         say(format_args!("  warning: {warning}"));
@@ -263,10 +256,7 @@ fn try_configuration(survey: &Survey) -> Result<u8> {
         .with_context(|| format!("execute {}", binary.display()))?;
     drop(scratch);
     // Killed while it checked: nobody knows.
-    Ok(status
-        .code()
-        .and_then(|code| u8::try_from(code).ok())
-        .unwrap_or(SOFTWARE))
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(SOFTWARE))
 }
 
 /// A directory of our own that is gone when this is.
@@ -354,56 +344,36 @@ fn stop() -> Result<u8, Refused> {
 fn health() -> Result<u8, Refused> {
     let asked = client().and_then(|mut client| client.ask(Request::Health, Some(QUICK)));
     // Docker knows 0 and 1.
-    match asked.map_err(|error| Refused {
-        status: 1,
-        text: format!("{error:#}"),
-    })? {
+    match asked.map_err(|error| Refused { status: 1, text: format!("{error:#}") })? {
         Answer::Health { healthy, state } => {
             say(state);
             Ok(u8::from(!healthy))
         }
-        other => Err(Refused {
-            status: 1,
-            text: unexpected(&other).to_string(),
-        }),
+        other => Err(Refused { status: 1, text: unexpected(&other).to_string() }),
     }
 }
 
 fn sweep(dry_run: bool) -> Result<u8, Refused> {
     let findings = preflight::look(&Wanted::default());
     if findings.facts.programs.is_empty() {
-        let text: Vec<_> = findings
-            .transparent
-            .iter()
-            .map(ToString::to_string)
-            .collect();
-        return Err(Refused {
-            status: UNAVAILABLE,
-            text: text.join("\n  "),
-        });
+        let text: Vec<_> = findings.transparent.iter().map(ToString::to_string).collect();
+        return Err(Refused { status: UNAVAILABLE, text: text.join("\n  ") });
     }
     if dry_run {
-        for undo in sweep::dry_run(&findings.facts)? {
+        for undo in in_runtime(sweep::dry_run(&findings.facts, None))?? {
             say(undo);
         }
         return Ok(0);
     }
-    let swept = in_runtime(sweep::sweep(&findings.facts))??;
+    let swept = in_runtime(sweep::sweep(&findings.facts, None))??;
     for undo in &swept.undone {
         say(undo);
     }
-    say(format_args!(
-        "swept what {} dead instances had left",
-        swept.instances.len()
-    ));
+    say(format_args!("swept what {} dead instances had left", swept.instances.len()));
     for failure in &swept.failures {
         complain(&failure.to_string());
     }
-    Ok(if swept.failures.is_empty() {
-        0
-    } else {
-        UNAVAILABLE
-    })
+    Ok(if swept.failures.is_empty() { 0 } else { UNAVAILABLE })
 }
 
 fn version() -> u8 {
@@ -411,11 +381,7 @@ fn version() -> u8 {
     let path = std::env::var_os("PATH").unwrap_or_default();
     match crate::haproxy::installed::find(&path) {
         Ok(installed) => {
-            say(format_args!(
-                "HAProxy {}, {}",
-                installed.build.version,
-                installed.path.display()
-            ));
+            say(format_args!("HAProxy {}, {}", installed.build.version, installed.path.display()));
         }
         Err(unusable) => say(format_args!("HAProxy: {}", unusable.problem)),
     }
@@ -424,8 +390,6 @@ fn version() -> u8 {
 
 fn help() -> Result<u8, Refused> {
     use clap::CommandFactory;
-    Arguments::command()
-        .print_help()
-        .context("print the help")?;
+    Arguments::command().print_help().context("print the help")?;
     Ok(0)
 }

@@ -41,9 +41,7 @@ pub struct Log {
 #[must_use]
 pub fn start(format: LogFormat, level: LevelFilter) -> Log {
     let log = Log::default();
-    let fmt = tracing_subscriber::fmt::layer()
-        .with_writer(log.clone())
-        .with_ansi(false);
+    let fmt = tracing_subscriber::fmt::layer().with_writer(log.clone()).with_ansi(false);
     let registry = tracing_subscriber::registry().with(level);
     // A second start in one process (only tests do that) keeps the first.
     let _ = match format {
@@ -127,10 +125,7 @@ impl Waiting {
 fn writable(wait: Duration) -> bool {
     let stderr = io::stderr();
     let mut fds = [PollFd::new(&stderr, PollFlags::OUT)];
-    let wait = Timespec::try_from(wait).unwrap_or(Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    });
+    let wait = Timespec::try_from(wait).unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 });
     // An end without a reader counts as writable: the write then says so.
     matches!(poll(&mut fds, Some(&wait)), Ok(1..))
 }
@@ -163,9 +158,6 @@ impl<'a> MakeWriter<'a> for Log {
     type Writer = Line;
 
     fn make_writer(&'a self) -> Line {
-        Line {
-            log: self.clone(),
-            bytes: Vec::new(),
-        }
+        Line { log: self.clone(), bytes: Vec::new() }
     }
 }

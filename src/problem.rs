@@ -14,10 +14,7 @@ pub struct Problem {
 impl Problem {
     #[must_use]
     pub fn new(what: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self {
-            what: what.into(),
-            mend: mend.into(),
-        }
+        Self { what: what.into(), mend: mend.into() }
     }
 }
 

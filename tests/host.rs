@@ -3,10 +3,7 @@
 //! Each test has a thread in a network namespace of its own; nothing here can touch the machine's.
 //! Needs root (or the right to make a network namespace), the iptables programs, iproute2 and nft.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "a helper that cannot go on fails the test"
-)]
+#![allow(clippy::unwrap_used, reason = "a helper that cannot go on fails the test")]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,8 +15,9 @@ use hapilot::host::applied::{Applied, Kernel};
 use hapilot::host::lease::{self, Lease, SetupLock};
 use hapilot::host::linux::Linux;
 use hapilot::host::mark::{FwMark, Intercept, Port, TableId};
-use hapilot::host::plan::{Family, Plan, Program};
+use hapilot::host::plan::Plan;
 use hapilot::host::preflight::{self, Facts};
+use hapilot::host::step::{Family, Program};
 use hapilot::host::{Host, Wanted, plan_for, sweep};
 use nix::sched::{CloneFlags, unshare};
 
@@ -28,11 +26,9 @@ static ONCE: Once = Once::new();
 /// The lock file of the legacy program is the machine's, not the namespace's.
 fn private_lock_file() {
     ONCE.call_once(|| {
-        let file = std::env::temp_dir().join(format!("hapilot-test-{}.lock", std::process::id()));
-        #[expect(
-            unsafe_code,
-            reason = "set once, before any test has read the environment"
-        )]
+        let file = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"))
+            .join(format!("hapilot-test-{}.lock", std::process::id()));
+        #[expect(unsafe_code, reason = "set once, before any test has read the environment")]
         // SAFETY: every test calls this first, and `call_once` makes the others wait.
         unsafe {
             std::env::set_var("XTABLES_LOCKFILE", file);
@@ -50,16 +46,9 @@ where
         unshare(CloneFlags::CLONE_NEWNET)
             .expect("these tests need the right to make a network namespace (run them as root)");
         let ours = fs::read_link("/proc/thread-self/ns/net").unwrap();
-        assert_ne!(
-            ours,
-            fs::read_link("/proc/self/ns/net").unwrap(),
-            "still the leader's"
-        );
+        assert_ne!(ours, fs::read_link("/proc/self/ns/net").unwrap(), "still the leader's");
         run("ip link set lo up");
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(test());
     });
     if let Err(panic) = thread.join() {
@@ -74,10 +63,7 @@ fn kill(lease: Lease, host: Option<Host>) {
     drop((lease, host));
     let deadline = Instant::now() + Duration::from_secs(5);
     while lease::lives(instance).unwrap() {
-        assert!(
-            Instant::now() < deadline,
-            "somebody holds the lease of {instance}"
-        );
+        assert!(Instant::now() < deadline, "somebody holds the lease of {instance}");
         std::thread::yield_now();
     }
 }
@@ -85,11 +71,7 @@ fn kill(lease: Lease, host: Option<Host>) {
 #[track_caller]
 fn run(command: &str) -> String {
     let output = Command::new("sh").args(["-c", command]).output().unwrap();
-    assert!(
-        output.status.success(),
-        "{command}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -110,10 +92,7 @@ fn state() -> State {
         "cat /proc/sys/net/ipv4/ip_nonlocal_bind",
         "cat /proc/sys/net/ipv6/ip_nonlocal_bind",
     ];
-    COMMANDS
-        .into_iter()
-        .map(|command| (command, stable(command, &run(command))))
-        .collect()
+    COMMANDS.into_iter().map(|command| (command, stable(command, &run(command)))).collect()
 }
 
 /// Without counters, dates, and the built-in tables that asking iptables anything creates.
@@ -133,10 +112,7 @@ fn stable(command: &str, text: &str) -> String {
             .collect();
         let built_in =
             |line: &&str| line.starts_with('*') || line.ends_with(" ACCEPT") || *line == "COMMIT";
-        if !lines
-            .iter()
-            .all(|line| built_in(line) && !line.starts_with("-A"))
-        {
+        if !lines.iter().all(|line| built_in(line) && !line.starts_with("-A")) {
             kept.push_str(&lines.join("\n"));
             kept.push('\n');
         }
@@ -145,15 +121,11 @@ fn stable(command: &str, text: &str) -> String {
 }
 
 fn without_empty_nft_tables(text: &str) -> String {
-    let tables = text
-        .split("# Warning: table")
-        .flat_map(|t| t.split_inclusive("\n}\n"));
+    let tables = text.split("# Warning: table").flat_map(|t| t.split_inclusive("\n}\n"));
     tables
         .map(|table| {
             let lines = table.lines().map(str::trim).filter(|l| !l.is_empty());
-            lines
-                .filter(|l| !l.contains("is managed by iptables-nft"))
-                .collect::<Vec<_>>()
+            lines.filter(|l| !l.contains("is managed by iptables-nft")).collect::<Vec<_>>()
         })
         .filter(|lines| {
             let empty = |l: &&str| {
@@ -197,39 +169,22 @@ fn port(number: u16) -> Port {
 
 fn wanted() -> Wanted {
     let intercept = vec![
-        Intercept {
-            from: port(80),
-            to: port(8080),
-        },
-        Intercept {
-            from: port(443),
-            to: port(8443),
-        },
+        Intercept { from: port(80), to: port(8080) },
+        Intercept { from: port(443), to: port(8443) },
     ];
-    Wanted {
-        intercept,
-        ..Wanted::default()
-    }
+    Wanted { intercept, ..Wanted::default() }
 }
 
 #[track_caller]
 fn facts() -> Facts {
     let findings = preflight::look(&wanted());
     assert_eq!(findings.transparent, [], "this host cannot run the test");
-    assert_eq!(
-        findings.facts.families,
-        Family::BOTH,
-        "{:?}",
-        findings.warnings
-    );
+    assert_eq!(findings.facts.families, Family::BOTH, "{:?}", findings.warnings);
     findings.facts
 }
 
 fn facts_for(program: Program) -> Facts {
-    Facts {
-        program: Some(program),
-        ..facts()
-    }
+    Facts { program: Some(program), ..facts() }
 }
 
 fn soon() -> Instant {
@@ -238,9 +193,7 @@ fn soon() -> Instant {
 
 async fn set_up(facts: &Facts) -> (Lease, Host) {
     let lease = Host::take_lease().unwrap();
-    let host = Host::set_up(lease.instance(), &wanted(), facts)
-        .await
-        .unwrap();
+    let host = Host::set_up(lease.instance(), &wanted(), facts).await.unwrap();
     (lease, host)
 }
 
@@ -253,32 +206,17 @@ async fn the_state_is_the_same_after(program: Program, others: &str) {
     host.intercept_on().await.unwrap();
     let meanwhile = state();
     let save = &meanwhile[program.save_command(Family::V4)];
-    assert_eq!(
-        save.matches("-A PREROUTING ! -i lo -p tcp -j HAPILOT-")
-            .count(),
-        1,
-        "{save}"
-    );
-    assert_eq!(
-        save.matches("-m socket --transparent -j HAPILOT-").count(),
-        1,
-        "{save}"
-    );
+    assert_eq!(save.matches("-A PREROUTING ! -i lo -p tcp -j HAPILOT-").count(), 1, "{save}");
+    assert_eq!(save.matches("-m socket --transparent -j HAPILOT-").count(), 1, "{save}");
     let route = run("ip route get 203.0.113.9 mark 0x10000000");
-    assert!(
-        route.starts_with("local 203.0.113.9 dev lo table 29002"),
-        "{route}"
-    );
+    assert!(route.starts_with("local 203.0.113.9 dev lo table 29002"), "{route}");
     let route = run("ip -6 route get 2001:db8::9 mark 0x10000000");
-    assert!(
-        route.contains("dev lo") && route.contains("29002"),
-        "{route}"
-    );
+    assert!(route.contains("dev lo") && route.contains("29002"), "{route}");
     assert_eq!(meanwhile["cat /proc/sys/net/ipv4/ip_nonlocal_bind"], "1\n");
     assert_eq!(meanwhile["cat /proc/sys/net/ipv6/ip_nonlocal_bind"], "1\n");
     assert_eq!(host.owned().len(), 14, "{:#?}", host.owned());
-    host.intercept_off().await.unwrap();
-    host.intercept_off().await.unwrap();
+    host.intercept_off(soon()).await.unwrap();
+    host.intercept_off(soon()).await.unwrap();
     let save = run(program.save_command(Family::V4));
     assert!(!save.contains("! -i lo"), "{save}");
     host.tear_down(soon()).await.unwrap();
@@ -326,16 +264,14 @@ fn the_plans_commands_do_by_hand_what_set_up_does() {
         let mut by_hand = state();
         for undo in plan
             .steps()
-            .filter_map(hapilot::host::plan::Step::undo)
+            .filter_map(hapilot::host::step::Step::undo)
             .collect::<Vec<_>>()
             .iter()
             .rev()
         {
             run(&undo.to_string());
         }
-        let mut host = Host::set_up(lease.instance(), &wanted(), &facts)
-            .await
-            .unwrap();
+        let mut host = Host::set_up(lease.instance(), &wanted(), &facts).await.unwrap();
         host.intercept_on().await.unwrap();
         // nft lists chains in the order in which they were made, the built-in ones included.
         by_hand.remove("nft -s list ruleset");
@@ -354,7 +290,7 @@ async fn two_instances(program: Program) {
     second.intercept_on().await.unwrap();
     // A sweep beside two that live removes nothing.
     let both = state();
-    assert!(sweep::sweep(&facts).await.unwrap().undone.is_empty());
+    assert!(sweep::sweep(&facts, None).await.unwrap().undone.is_empty());
     assert_same(&both, &state());
     second.tear_down(soon()).await.unwrap();
     assert_same(&only_first, &state());
@@ -364,15 +300,8 @@ async fn two_instances(program: Program) {
     kill(first_lease, None);
     // The first has set the sysctl; the third has adopted it and still needs it.
     let third_alone = state();
-    assert_eq!(
-        third_alone["cat /proc/sys/net/ipv4/ip_nonlocal_bind"],
-        "1\n"
-    );
-    assert!(
-        third_alone["ip rule"].contains("171"),
-        "{}",
-        third_alone["ip rule"]
-    );
+    assert_eq!(third_alone["cat /proc/sys/net/ipv4/ip_nonlocal_bind"], "1\n");
+    assert!(third_alone["ip rule"].contains("171"), "{}", third_alone["ip rule"]);
     third.tear_down(soon()).await.unwrap();
     drop(third_lease);
     assert_same(&before, &state());
@@ -393,21 +322,15 @@ fn two_instances_with_one_fixed_mark_and_table_share_the_route() {
     in_netns(|| async {
         let before = state();
         let facts = facts();
-        let fixed = Wanted {
-            mark: FwMark::new(0x2, 0x2),
-            table: TableId::new(100),
-            ..Wanted::default()
-        };
+        let fixed =
+            Wanted { mark: FwMark::new(0x2, 0x2), table: TableId::new(100), ..Wanted::default() };
         let (one, two) = (Host::take_lease().unwrap(), Host::take_lease().unwrap());
         let mut first = Host::set_up(one.instance(), &fixed, &facts).await.unwrap();
         let mut second = Host::set_up(two.instance(), &fixed, &facts).await.unwrap();
         assert_eq!(second.warnings().len(), 2, "{:?}", second.warnings());
         first.tear_down(soon()).await.unwrap();
         let route = run("ip route get 203.0.113.9 mark 2");
-        assert!(
-            route.starts_with("local 203.0.113.9 dev lo table 100"),
-            "{route}"
-        );
+        assert!(route.starts_with("local 203.0.113.9 dev lo table 100"), "{route}");
         kill(one, None);
         second.tear_down(soon()).await.unwrap();
         assert_same(&before, &state());
@@ -419,18 +342,10 @@ fn a_fixed_table_with_somebodys_default_route_is_refused_and_left_as_it_was() {
     in_netns(|| async {
         run("ip route add blackhole default table 100");
         let before = state();
-        let fixed = Wanted {
-            table: TableId::new(100),
-            ..Wanted::default()
-        };
+        let fixed = Wanted { table: TableId::new(100), ..Wanted::default() };
         let lease = Host::take_lease().unwrap();
-        let error = Host::set_up(lease.instance(), &fixed, &facts())
-            .await
-            .unwrap_err();
-        assert!(
-            format!("{error:#}").contains("another default route"),
-            "{error:#}"
-        );
+        let error = Host::set_up(lease.instance(), &fixed, &facts()).await.unwrap_err();
+        assert!(format!("{error:#}").contains("another default route"), "{error:#}");
         assert_same(&before, &state());
     });
 }
@@ -463,23 +378,16 @@ async fn swept_at_every_step(program: Program, others: &str) {
         let mut kernel = Linux::open().unwrap();
         Applied::default().apply(&mut kernel, &steps).await.unwrap();
         let left = state();
-        assert!(
-            sweep::sweep(&facts).await.unwrap().undone.is_empty(),
-            "it lives"
-        );
+        assert!(sweep::sweep(&facts, None).await.unwrap().undone.is_empty(), "it lives");
         assert_same(&left, &state());
         let instance = lease.instance();
         kill(lease, None);
-        let told = sweep::dry_run(&facts).unwrap();
+        let told = sweep::dry_run(&facts, None).await.unwrap();
         assert_same(&left, &state());
-        let swept = sweep::sweep(&facts).await.unwrap();
+        let swept = sweep::sweep(&facts, None).await.unwrap();
         assert!(swept.failures.is_empty(), "{:?}", swept.failures);
         assert_eq!(swept.undone, told);
-        let found = if killed_after == 0 {
-            vec![]
-        } else {
-            vec![instance]
-        };
+        let found = if killed_after == 0 { vec![] } else { vec![instance] };
         assert_eq!(swept.instances, found);
         assert_same(&before, &state());
     }
@@ -507,15 +415,12 @@ fn what_a_kill_leaves_in_the_middle_of_a_tear_down_is_swept() {
             let mut kernel = Linux::open().unwrap();
             let steps: Vec<_> = plan.steps().cloned().collect();
             Applied::default().apply(&mut kernel, &steps).await.unwrap();
-            let undos = steps
-                .iter()
-                .rev()
-                .filter_map(hapilot::host::plan::Step::undo);
+            let undos = steps.iter().rev().filter_map(hapilot::host::step::Step::undo);
             for undo in undos.take(killed_after) {
                 kernel.undo(&undo).await.unwrap();
             }
             kill(lease, None);
-            let swept = sweep::sweep(&facts).await.unwrap();
+            let swept = sweep::sweep(&facts, None).await.unwrap();
             assert!(swept.failures.is_empty(), "{:?}", swept.failures);
             assert_same(&before, &state());
         }
@@ -528,8 +433,32 @@ fn a_dead_instance_of_the_other_program_is_swept_too() {
         let before = state();
         let (lease, host) = set_up(&facts_for(Program::Legacy)).await;
         kill(lease, Some(host));
-        let swept = sweep::sweep(&facts_for(Program::Nft)).await.unwrap();
+        let swept = sweep::sweep(&facts_for(Program::Nft), None).await.unwrap();
         assert_eq!(swept.instances.len(), 1);
+        assert_same(&before, &state());
+    });
+}
+
+#[test]
+fn rules_and_routes_whose_record_somebody_flushed_are_swept_once_nobody_can_own_them() {
+    in_netns(|| async {
+        run("ip rule add fwmark 0x4/0x4 lookup 77 priority 900 protocol 122");
+        run("ip route add blackhole default table 77");
+        run("ip rule add fwmark 0x8/0x8 lookup 78 priority 901");
+        run("ip route add local default dev lo table 78");
+        run("echo 1 | tee /proc/sys/net/ipv[46]/ip_nonlocal_bind");
+        let before = state();
+        let facts = facts();
+        let (lease, host) = set_up(&facts).await;
+        run("iptables-nft -t mangle -F; iptables-nft -t mangle -X; \
+             ip6tables-nft -t mangle -F; ip6tables-nft -t mangle -X");
+        assert!(sweep::sweep(&facts, None).await.unwrap().undone.is_empty(), "it lives");
+        kill(lease, Some(host));
+        let us = Host::take_lease().unwrap();
+        let told = sweep::dry_run(&facts, Some(us.instance())).await.unwrap();
+        let swept = sweep::sweep(&facts, Some(us.instance())).await.unwrap();
+        assert_eq!((swept.undone.len(), swept.failures.len()), (4, 0));
+        assert_eq!(swept.undone, told);
         assert_same(&before, &state());
     });
 }
@@ -542,7 +471,7 @@ fn the_sysctls_of_a_dead_instance_stay_while_a_living_one_needs_them() {
         let (dead_lease, dead) = set_up(&facts).await;
         let (_lease, mut living) = set_up(&facts).await;
         kill(dead_lease, Some(dead));
-        sweep::sweep(&facts).await.unwrap();
+        sweep::sweep(&facts, None).await.unwrap();
         assert_eq!(run("cat /proc/sys/net/ipv4/ip_nonlocal_bind"), "1\n");
         living.tear_down(soon()).await.unwrap();
         assert_same(&before, &state());
@@ -601,13 +530,8 @@ fn a_lease_lives_as_long_as_it_is_held() {
 fn the_set_up_lock_is_waited_for_and_the_wait_has_an_end() {
     in_netns(|| async {
         let held = SetupLock::take(Duration::from_secs(1)).await.unwrap();
-        let error = SetupLock::take(Duration::from_millis(50))
-            .await
-            .unwrap_err();
-        assert!(
-            format!("{error:#}").contains("another hapilot"),
-            "{error:#}"
-        );
+        let error = SetupLock::take(Duration::from_millis(50)).await.unwrap_err();
+        assert!(format!("{error:#}").contains("another hapilot"), "{error:#}");
         let (second, ()) = tokio::join!(SetupLock::take(Duration::from_secs(10)), async {
             tokio::task::yield_now().await;
             drop(held);
@@ -624,11 +548,7 @@ fn a_tear_down_goes_on_without_a_set_up_lock_that_somebody_holds_for_ever() {
         let _held = SetupLock::take(Duration::from_secs(1)).await.unwrap();
         let start = Instant::now();
         host.tear_down(soon()).await.unwrap();
-        assert!(
-            start.elapsed() < Duration::from_secs(4),
-            "{:?}",
-            start.elapsed()
-        );
+        assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
         assert_same(&before, &state());
     });
 }
@@ -643,10 +563,7 @@ fn a_plan_can_be_applied_once_only_because_a_second_fails_and_is_rolled_back() {
         let mut applied = Applied::default();
         applied.apply(&mut kernel, &plan.foundation).await.unwrap();
         let once = state();
-        let error = Applied::default()
-            .apply(&mut kernel, &plan.foundation)
-            .await
-            .unwrap_err();
+        let error = Applied::default().apply(&mut kernel, &plan.foundation).await.unwrap_err();
         assert!(format!("{error:#}").contains("-N HAPILOT-"), "{error:#}");
         assert_same(&once, &state());
         assert!(applied.roll_back(&mut kernel).await.is_empty());
@@ -656,10 +573,8 @@ fn a_plan_can_be_applied_once_only_because_a_second_fails_and_is_rolled_back() {
 /// As Docker does it: `/proc/sys` read-only, in a mount namespace of this thread's own.
 fn proc_sys_read_only() {
     unshare(CloneFlags::CLONE_NEWNS).unwrap();
-    run(
-        "mount --make-rprivate / && mount --bind /proc/sys /proc/sys \
-         && mount -o remount,bind,ro /proc/sys",
-    );
+    run("mount --make-rprivate / && mount --bind /proc/sys /proc/sys \
+         && mount -o remount,bind,ro /proc/sys");
 }
 
 #[test]
@@ -678,12 +593,7 @@ fn where_proc_sys_is_read_only_there_is_a_warning_with_the_mount_and_the_rest_wo
             assert!(told.contains(part), "{told}");
         }
         let (_lease, mut host) = set_up(&findings.facts).await;
-        assert!(
-            !host
-                .owned()
-                .iter()
-                .any(|owned| owned.what.contains("sysctl"))
-        );
+        assert!(!host.owned().iter().any(|owned| owned.what.contains("sysctl")));
         host.tear_down(soon()).await.unwrap();
         assert_same(&before, &state());
     });
@@ -713,8 +623,7 @@ fn a_sysctl_that_is_mounted_elsewhere_is_written_there() {
 fn without_the_capability_that_alone_is_told_with_its_flag() {
     in_netns(|| async {
         let mut sets = rustix::thread::capabilities(None).unwrap();
-        sets.effective
-            .remove(rustix::thread::CapabilitySet::NET_ADMIN);
+        sets.effective.remove(rustix::thread::CapabilitySet::NET_ADMIN);
         rustix::thread::set_capabilities(None, sets).unwrap();
         let findings = preflight::look(&wanted());
         assert_eq!(findings.transparent.len(), 1, "{:?}", findings.transparent);
@@ -737,21 +646,9 @@ fn a_held_lock_of_the_legacy_program_ends_in_an_error_that_says_so() {
             .unwrap();
         file.lock().unwrap();
         let start = Instant::now();
-        let error = host
-            .tear_down(start + Duration::from_millis(500))
-            .await
-            .unwrap_err();
-        assert!(
-            start.elapsed() < Duration::from_secs(1),
-            "{:?}",
-            start.elapsed()
-        );
-        assert!(
-            error
-                .to_string()
-                .contains("iptables-legacy -t mangle -D PREROUTING"),
-            "{error}"
-        );
+        let error = host.tear_down(start + Duration::from_millis(500)).await.unwrap_err();
+        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+        assert!(error.to_string().contains("iptables-legacy -t mangle -D PREROUTING"), "{error}");
         file.unlock().unwrap();
         // The same again when the lock is free.
         host.tear_down(soon()).await.unwrap();
@@ -759,28 +656,61 @@ fn a_held_lock_of_the_legacy_program_ends_in_an_error_that_says_so() {
     });
 }
 
+async fn put_back_after_a_flush(program: Program) {
+    let before = state();
+    let (_lease, mut host) = set_up(&facts_for(program)).await;
+    host.intercept_on().await.unwrap();
+    let mut whole = state();
+    // nft lists chains in the order in which they were made.
+    whole.remove("nft -s list ruleset");
+    assert_eq!(host.put_back().await.unwrap(), []);
+    assert_same(&whole, &state());
+    let v4 = program.command(Family::V4);
+    for damage in [
+        format!("{v4} -t mangle -F PREROUTING"),
+        format!("{v4} -t mangle -F; {v4} -t mangle -X"),
+        format!("{v4} -t mangle -D PREROUTING 1"),
+        "ip rule del priority 170; ip -6 route flush table 29000".into(),
+    ] {
+        run(&damage);
+        let broken = host.put_back().await.unwrap();
+        let expected = usize::from(damage.contains("mangle"));
+        assert_eq!(broken.len(), expected, "{damage}: {broken:?}");
+        assert_same(&whole, &state());
+    }
+    host.tear_down(soon()).await.unwrap();
+    assert_same(&before, &state());
+}
+
 #[test]
-fn zz_measure() {
+fn nft_what_somebody_flushed_is_put_back() {
+    in_netns(|| put_back_after_a_flush(Program::Nft));
+}
+
+#[test]
+fn legacy_what_somebody_flushed_is_put_back() {
+    in_netns(|| put_back_after_a_flush(Program::Legacy));
+}
+
+#[test]
+fn the_one_capability_is_enough() {
     in_netns(|| async {
-        for program in [Program::Nft, Program::Legacy] {
-            let t = Instant::now();
-            let facts = facts_for(program);
-            let t1 = t.elapsed();
-            let t = Instant::now();
-            sweep::sweep(&facts).await.unwrap();
-            let t2 = t.elapsed();
-            let t = Instant::now();
-            let (_l, mut host) = set_up(&facts).await;
-            let t3 = t.elapsed();
-            let t = Instant::now();
-            host.intercept_on().await.unwrap();
-            let t4 = t.elapsed();
-            let t = Instant::now();
-            host.tear_down(soon()).await.unwrap();
-            eprintln!(
-                "{program:?} preflight {t1:?} sweep {t2:?} set_up {t3:?} on {t4:?} down {:?}",
-                t.elapsed()
-            );
+        use rustix::thread::{CapabilitySet, CapabilitySets};
+        let before = state();
+        for number in (0..=40).filter(|number| *number != 12) {
+            let capability = CapabilitySet::from_bits_retain(1 << number);
+            rustix::thread::remove_capability_from_bounding_set(capability).unwrap();
         }
+        let only = CapabilitySet::NET_ADMIN;
+        let sets = CapabilitySets { effective: only, permitted: only, inheritable: only };
+        rustix::thread::set_capabilities(None, sets).unwrap();
+        let granted = run("grep CapEff: /proc/self/status");
+        assert_eq!(granted.split_whitespace().last(), Some("0000000000001000"));
+        let facts = facts_for(Program::Nft);
+        let (_lease, mut host) = set_up(&facts).await;
+        host.intercept_on().await.unwrap();
+        assert_eq!(host.owned().len(), 14, "{:#?}", host.owned());
+        host.tear_down(soon()).await.unwrap();
+        assert_same(&before, &state());
     });
 }

@@ -2,10 +2,7 @@
 //!
 //! A file of its own: a fake iptables stands before the real one in `PATH`, which is the process's.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "a helper that cannot go on fails the test"
-)]
+#![allow(clippy::unwrap_used, reason = "a helper that cannot go on fails the test")]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -16,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use hapilot::host::iptables::Iptables;
 use hapilot::host::lease::{self, Lease};
-use hapilot::host::plan::{Family, Place, Program};
 use hapilot::host::preflight::{self, Facts};
+use hapilot::host::step::{Family, Place, Program};
 use hapilot::host::{Host, Wanted, sweep};
 use nix::sched::{CloneFlags, unshare};
 
@@ -28,10 +25,10 @@ static FAKES: OnceLock<PathBuf> = OnceLock::new();
 /// Where the fakes are and what they are told.
 fn fakes() -> &'static PathBuf {
     FAKES.get_or_init(|| {
-        let directory = std::env::temp_dir().join(format!("hapilot-fakes-{}", std::process::id()));
+        let directory = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("hapilot-fakes-{}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
         let path = std::env::var_os("PATH").unwrap();
-        for name in ["iptables-nft", "ip6tables-nft"] {
+        for name in ["iptables-nft", "ip6tables-nft", "iptables-nft-restore", "ip6tables-nft-restore"] {
             let real = std::env::split_paths(&path).map(|d| d.join(name)).find(|p| p.exists()).unwrap();
             // The sleep is a child that keeps the output open, as a helper of a real tool might.
             let script = format!(
@@ -39,7 +36,8 @@ fn fakes() -> &'static PathBuf {
                  d={}\n\
                  if [ -s $d/hang ]; then case \"$*\" in *\"$(cat $d/hang)\"*) sleep 987; exit 0;; esac; fi\n\
                  if [ -s $d/refuse ]; then case \"$*\" in *\"$(cat $d/refuse)\"*) echo no such luck >&2; exit 4;; esac; fi\n\
-                 exec {} \"$@\"\n",
+                 {} \"$@\" || exit $?\n\
+                 if [ -s $d/late ]; then case \"$*\" in *\"$(cat $d/late)\"*) sleep 987;; esac; fi\n",
                 directory.display(),
                 real.display()
             );
@@ -69,20 +67,14 @@ where
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     tell("hang", "");
     tell("refuse", "");
+    tell("late", "");
     let thread = std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET)
             .expect("these tests need the right to make a network namespace (run them as root)");
         let ours = fs::read_link("/proc/thread-self/ns/net").unwrap();
-        assert_ne!(
-            ours,
-            fs::read_link("/proc/self/ns/net").unwrap(),
-            "still the leader's"
-        );
+        assert_ne!(ours, fs::read_link("/proc/self/ns/net").unwrap(), "still the leader's");
         run("ip link set lo up");
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(test());
     });
     let result = thread.join();
@@ -99,10 +91,7 @@ fn kill(lease: Lease, host: Option<Host>) {
     drop((lease, host));
     let deadline = Instant::now() + Duration::from_secs(5);
     while lease::lives(instance).unwrap() {
-        assert!(
-            Instant::now() < deadline,
-            "somebody holds the lease of {instance}"
-        );
+        assert!(Instant::now() < deadline, "somebody holds the lease of {instance}");
         std::thread::yield_now();
     }
 }
@@ -110,20 +99,14 @@ fn kill(lease: Lease, host: Option<Host>) {
 #[track_caller]
 fn run(command: &str) -> String {
     let output = Command::new("sh").args(["-c", command]).output().unwrap();
-    assert!(
-        output.status.success(),
-        "{command}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
 fn rules() -> Vec<String> {
-    let text = run(
-        "iptables-nft-save; ip6tables-nft-save; ip rule; ip -6 rule; \
+    let text = run("iptables-nft-save; ip6tables-nft-save; ip rule; ip -6 rule; \
                     ip route show table all; ip -6 route show table all; \
-                    cat /proc/sys/net/ipv[46]/ip_nonlocal_bind",
-    );
+                    cat /proc/sys/net/ipv[46]/ip_nonlocal_bind");
     text.lines()
         .filter(|line| !line.starts_with(['#', ':', '*']) && *line != "COMMIT")
         .map(Into::into)
@@ -137,12 +120,14 @@ fn facts() -> Facts {
     findings.facts
 }
 
-/// Nobody of this process's children may be left asleep.
+/// Nobody in this namespace may be left asleep; other tests have sleepers of their own.
 fn nobody_sleeps() {
+    let ours = fs::read_link("/proc/thread-self/ns/net").unwrap();
     let mut sleepers = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let command_line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        if command_line == b"sleep\x00987\x00" {
+        let namespace = fs::read_link(entry.path().join("ns/net"));
+        if command_line == b"sleep\x00987\x00" && namespace.is_ok_and(|theirs| theirs == ours) {
             sleepers.push(entry.path());
         }
     }
@@ -156,25 +141,15 @@ fn a_call_that_hangs_is_ended_with_all_its_children() {
         let mut iptables = Iptables::default();
         let start = Instant::now();
         iptables.finish_by(start + Duration::from_millis(600));
-        let place = Place {
-            program: Program::Nft,
-            family: Family::V4,
-        };
+        let place = Place { program: Program::Nft, family: Family::V4 };
         let error = iptables.delete(place, "FORWARD", "-j ACCEPT").unwrap_err();
         assert!(start.elapsed() >= Duration::from_millis(300));
-        assert!(
-            start.elapsed() < Duration::from_secs(2),
-            "{:?}",
-            start.elapsed()
-        );
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
         assert!(format!("{error:#}").contains("still running"), "{error:#}");
         nobody_sleeps();
         iptables.finish_by(start);
         let error = iptables.delete(place, "FORWARD", "-j ACCEPT").unwrap_err();
-        assert!(
-            format!("{error:#}").contains("no time is left"),
-            "{error:#}"
-        );
+        assert!(format!("{error:#}").contains("no time is left"), "{error:#}");
     });
 }
 
@@ -186,20 +161,34 @@ fn a_set_up_whose_last_step_hangs_is_rolled_back() {
         tell("hang", "-A PREROUTING");
         let lease = Host::take_lease().unwrap();
         let start = Instant::now();
-        let error = Host::set_up(lease.instance(), &Wanted::default(), &facts)
-            .await
-            .unwrap_err();
-        assert!(
-            start.elapsed() < Duration::from_secs(8),
-            "{:?}",
-            start.elapsed()
-        );
-        assert!(
-            format!("{error:#}").contains("-A PREROUTING -p tcp -m socket"),
-            "{error:#}"
-        );
+        let error = Host::set_up(lease.instance(), &Wanted::default(), &facts).await.unwrap_err();
+        assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+        assert!(format!("{error:#}").contains("-A PREROUTING -p tcp -m socket"), "{error:#}");
         assert_eq!(before, rules());
         nobody_sleeps();
+    });
+}
+
+#[test]
+fn what_a_program_did_before_it_hung_is_taken_back_too() {
+    in_netns(|| async {
+        let facts = facts();
+        let before = rules();
+        for arguments in ["-A PREROUTING", "--noflush"] {
+            tell("late", arguments);
+            let lease = Host::take_lease().unwrap();
+            let error = Host::set_up(lease.instance(), &Wanted::default(), &facts).await.err();
+            tell("late", "");
+            // What one transaction did not do in time, single commands do.
+            assert_eq!(error.is_some(), arguments == "-A PREROUTING", "{error:?}");
+            if error.is_none() {
+                kill(lease, None);
+                sweep::sweep(&facts, None).await.unwrap();
+            }
+            assert_eq!(before, rules(), "{arguments}");
+            assert!(!run("iptables-nft -t mangle -S").contains("HAPILOT"));
+            nobody_sleeps();
+        }
     });
 }
 
@@ -209,33 +198,18 @@ fn a_tear_down_whose_every_call_hangs_ends_in_time_names_what_stays_and_a_sweep_
         let facts = facts();
         let before = rules();
         let lease = Host::take_lease().unwrap();
-        let mut host = Host::set_up(lease.instance(), &Wanted::default(), &facts)
-            .await
-            .unwrap();
+        let mut host = Host::set_up(lease.instance(), &Wanted::default(), &facts).await.unwrap();
         tell("hang", "mangle");
         let start = Instant::now();
-        let error = host
-            .tear_down(start + Duration::from_secs(1))
-            .await
-            .unwrap_err();
-        assert!(
-            start.elapsed() < Duration::from_secs(2),
-            "{:?}",
-            start.elapsed()
-        );
+        let error = host.tear_down(start + Duration::from_secs(1)).await.unwrap_err();
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
         let told = error.to_string();
-        assert!(
-            told.contains("iptables-nft -t mangle -D PREROUTING"),
-            "{told}"
-        );
-        assert!(
-            told.contains("ip6tables-nft -t mangle -D PREROUTING"),
-            "{told}"
-        );
+        assert!(told.contains("iptables-nft -t mangle -D PREROUTING"), "{told}");
+        assert!(told.contains("ip6tables-nft -t mangle -D PREROUTING"), "{told}");
         nobody_sleeps();
         tell("hang", "");
         kill(lease, Some(host));
-        let swept = sweep::sweep(&facts).await.unwrap();
+        let swept = sweep::sweep(&facts, None).await.unwrap();
         assert!(swept.failures.is_empty(), "{:?}", swept.failures);
         assert_eq!(before, rules());
     });
@@ -247,23 +221,18 @@ fn what_a_sweep_cannot_remove_is_named_and_the_record_stays_for_the_next() {
         let facts = facts();
         let before = rules();
         let lease = Host::take_lease().unwrap();
-        let host = Host::set_up(lease.instance(), &Wanted::default(), &facts)
-            .await
-            .unwrap();
+        let host = Host::set_up(lease.instance(), &Wanted::default(), &facts).await.unwrap();
         let instance = lease.instance();
         kill(lease, Some(host));
         tell("refuse", "-D PREROUTING");
-        let swept = sweep::sweep(&facts).await.unwrap();
+        let swept = sweep::sweep(&facts, None).await.unwrap();
         assert_eq!(swept.failures.len(), 2, "{:?}", swept.failures);
         let told = swept.failures[0].to_string();
-        assert!(
-            told.contains("-t mangle -D PREROUTING -p tcp -m socket --transparent"),
-            "{told}"
-        );
+        assert!(told.contains("-t mangle -D PREROUTING -p tcp -m socket --transparent"), "{told}");
         assert!(told.contains("no such luck"), "{told}");
         assert!(run("iptables-nft-save").contains(&format!("hapilot:{instance}:")));
         tell("refuse", "");
-        let swept = sweep::sweep(&facts).await.unwrap();
+        let swept = sweep::sweep(&facts, None).await.unwrap();
         assert_eq!((swept.instances, swept.failures.len()), (vec![instance], 0));
         assert_eq!(before, rules());
     });

@@ -93,21 +93,13 @@ impl fmt::Display for Status {
         }
         heading(f, "listeners", self.listeners.is_empty())?;
         for listener in &self.listeners {
-            let shared = if listener.shared {
-                "  (handed over)"
-            } else {
-                ""
-            };
+            let shared = if listener.shared { "  (handed over)" } else { "" };
             writeln!(f, "  {}{shared}", listener.address)?;
         }
         if let Some(receipt) = &self.last_reload {
             writeln!(f, "last reload: {receipt}")?;
         }
-        heading(
-            f,
-            "on the host (and how to remove it by hand)",
-            self.host.is_empty(),
-        )?;
+        heading(f, "on the host (and how to remove it by hand)", self.host.is_empty())?;
         for item in &self.host {
             writeln!(f, "  {}\n      {}", item.what, item.undo)?;
         }
@@ -121,11 +113,7 @@ fn heading(f: &mut fmt::Formatter<'_>, text: &str, empty: bool) -> fmt::Result {
 
 impl fmt::Display for GenerationStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "generation {} {} since {}",
-            self.id, self.state, self.since
-        )?;
+        write!(f, "generation {} {} since {}", self.id, self.state, self.since)?;
         if let Some(pid) = self.pid {
             write!(f, ", pid {pid}")?;
         }
@@ -173,10 +161,7 @@ mod tests {
     fn a_request_is_a_word_in_json() {
         let text = serde_json::to_string(&Request::Reload).unwrap();
         assert_eq!(text, r#"{"command":"reload"}"#);
-        assert_eq!(
-            serde_json::from_str::<Request>(&text).unwrap(),
-            Request::Reload
-        );
+        assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), Request::Reload);
         assert!(serde_json::from_str::<Request>(r#"{"command":"dance"}"#).is_err());
     }
 }

@@ -44,9 +44,7 @@ impl Server {
         let listener =
             UnixListener::bind(path).with_context(|| format!("open {}", path.display()))?;
         tokio::task::spawn_local(accept(listener, asked));
-        Ok(Self {
-            path: path.to_owned(),
-        })
+        Ok(Self { path: path.to_owned() })
     }
 }
 
@@ -93,10 +91,7 @@ async fn serve(mut stream: UnixStream, asked: &mpsc::UnboundedSender<Asked>) -> 
         Err(_) => bail!("no request within {PATIENCE:?}"),
     };
     let (answer, receiver) = oneshot::channel();
-    asked
-        .send(Asked { request, answer })
-        .ok()
-        .context("hapilot is ending")?;
+    asked.send(Asked { request, answer }).ok().context("hapilot is ending")?;
     let answer = receiver.await.unwrap_or_else(|_| Answer::Error {
         message: "hapilot ended before it could answer".to_owned(),
     });
@@ -112,10 +107,7 @@ async fn serve(mut stream: UnixStream, asked: &mpsc::UnboundedSender<Asked>) -> 
 async fn read_request(stream: &mut UnixStream) -> Result<Request> {
     let mut line = String::new();
     let limit = u64::try_from(LONGEST_REQUEST).unwrap_or(u64::MAX);
-    BufReader::new(stream.take(limit))
-        .read_line(&mut line)
-        .await
-        .context("read a request")?;
+    BufReader::new(stream.take(limit)).read_line(&mut line).await.context("read a request")?;
     serde_json::from_str(&line).with_context(|| format!("understand the request {line:?}"))
 }
 

@@ -56,10 +56,6 @@ impl Receipt {
 
     #[must_use]
     pub fn refused(at: String, reason: impl Into<String>) -> Self {
-        Self {
-            verdict: Verdict::Refused,
-            reason: Some(reason.into()),
-            ..Self::taken(at)
-        }
+        Self { verdict: Verdict::Refused, reason: Some(reason.into()), ..Self::taken(at) }
     }
 }

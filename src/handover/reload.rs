@@ -37,9 +37,7 @@ pub async fn hand_over(old: PathBuf, new: PathBuf) -> HandedOver {
         (before, after) => {
             handed.after = after.as_ref().map_or_else(|_| Vec::new(), Clone::clone);
             let errors = before.err().into_iter().chain(after.err());
-            handed
-                .warnings
-                .extend(errors.map(|error| format!("{error:#}")));
+            handed.warnings.extend(errors.map(|error| format!("{error:#}")));
         }
     }
     match servers {
@@ -52,13 +50,7 @@ pub async fn hand_over(old: PathBuf, new: PathBuf) -> HandedOver {
 /// What a generation listens on; the duplicates of its sockets are closed again.
 pub async fn seen(runtime_socket: &Path) -> Result<Vec<Seen>> {
     let listeners = fetch::listeners(runtime_socket).await?;
-    Ok(listeners
-        .into_iter()
-        .map(|l| Seen {
-            address: l.address,
-            inode: l.inode,
-        })
-        .collect())
+    Ok(listeners.into_iter().map(|l| Seen { address: l.address, inode: l.inode }).collect())
 }
 
 async fn carry_servers(old: &Path, new: &Path) -> Result<Vec<String>> {

@@ -7,14 +7,10 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-const OWN: [&str; 9] = [
-    "check", "plan", "status", "reload", "stop", "sweep", "health", "version", "help",
-];
+const OWN: [&str; 9] =
+    ["check", "plan", "status", "reload", "stop", "sweep", "health", "version", "help"];
 
-const USUAL_PLACES: [&str; 2] = [
-    "/usr/local/etc/haproxy/haproxy.cfg",
-    "/etc/haproxy/haproxy.cfg",
-];
+const USUAL_PLACES: [&str; 2] = ["/usr/local/etc/haproxy/haproxy.cfg", "/etc/haproxy/haproxy.cfg"];
 
 /// What the words after our own name ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,9 +52,7 @@ fn ends_by_itself(word: &Word) -> bool {
     let (Word::Flag(option) | Word::Valued(option, _) | Word::Unknown(option, _)) = word else {
         return false;
     };
-    ["-v", "-c", "-h", "-dA", "-dC"]
-        .iter()
-        .any(|end| option.as_bytes().starts_with(end.as_bytes()))
+    ["-v", "-c", "-h", "-dA", "-dC"].iter().any(|end| option.as_bytes().starts_with(end.as_bytes()))
 }
 
 /// HAProxy's arguments, without what the supervisor sees to itself.
@@ -105,11 +99,7 @@ impl HaproxyArguments {
                 )),
             }
         }
-        if mistakes.is_empty() {
-            Ok(parsed)
-        } else {
-            Err(mistakes)
-        }
+        if mistakes.is_empty() { Ok(parsed) } else { Err(mistakes) }
     }
 
     fn flag(&mut self, option: OsString) {
@@ -117,8 +107,7 @@ impl HaproxyArguments {
             // Put back by `command`, so nothing changes that deserves a note.
             [b'-', b'd', b'b', ..] => {}
             [b'-', b'D', ..] => {
-                self.notes
-                    .push("-D is left out: a container's process stays in front".into());
+                self.notes.push("-D is left out: a container's process stays in front".into());
             }
             [b'-', b'W', ..] => self.notes.push(format!(
                 "{} is left out: hapilot does what the master process would do",
@@ -171,15 +160,8 @@ pub fn source(
     if !arguments.files.is_empty() {
         return Source::Paths(arguments.files.clone());
     }
-    let usual = || {
-        USUAL_PLACES
-            .iter()
-            .map(Path::new)
-            .find(|place| exists(place))
-    };
-    setting.or_else(usual).map_or(Source::Embedded, |path| {
-        Source::Paths(vec![path.to_owned()])
-    })
+    let usual = || USUAL_PLACES.iter().map(Path::new).find(|place| exists(place));
+    setting.or_else(usual).map_or(Source::Embedded, |path| Source::Paths(vec![path.to_owned()]))
 }
 
 /// The argv of one generation. The fragment comes before the configuration, whose `global` may
@@ -232,19 +214,13 @@ fn words(args: &[OsString]) -> Vec<Word> {
                 None => Word::Flag(option),
             },
             [b'-', b'c', b'c', ..]
-            | [
-                b'-',
-                b'C' | b'n' | b'm' | b'N' | b'L' | b'f' | b'p' | b'S' | b'x',
-                ..,
-            ] => match left.next() {
-                Some(value) => Word::Valued(option, value),
-                None => Word::Incomplete(option),
-            },
-            [
-                b'-',
-                b'v' | b'V' | b'd' | b'c' | b'D' | b'W' | b'q' | b'4',
-                ..,
-            ] => Word::Flag(option),
+            | [b'-', b'C' | b'n' | b'm' | b'N' | b'L' | b'f' | b'p' | b'S' | b'x', ..] => {
+                match left.next() {
+                    Some(value) => Word::Valued(option, value),
+                    None => Word::Incomplete(option),
+                }
+            }
+            [b'-', b'v' | b'V' | b'd' | b'c' | b'D' | b'W' | b'q' | b'4', ..] => Word::Flag(option),
             [b'-', ..] => {
                 let mut values = Vec::new();
                 while let Some(value) = left.next_if(is_plain) {
@@ -304,10 +280,7 @@ mod tests {
             ("-vv", "haproxy -vv"),
             ("-c -f /my.cfg", "haproxy -c -f /my.cfg"),
             ("-f /my.cfg -c", "haproxy -f /my.cfg -c"),
-            (
-                "-cc version_atleast(2.6)",
-                "haproxy -cc version_atleast(2.6)",
-            ),
+            ("-cc version_atleast(2.6)", "haproxy -cc version_atleast(2.6)"),
             ("-h", "haproxy -h"),
             ("run -- -vv", "haproxy -vv"),
             ("haproxy -v", "haproxy -v"),
@@ -315,32 +288,17 @@ mod tests {
             ("sh -c ls", "sh -c ls"),
             ("/usr/sbin/haproxy -f a", "/usr/sbin/haproxy -f a"),
         ] {
-            assert_eq!(
-                invocation(&split(line)),
-                Invocation::Execute(split(argv)),
-                "{line:?}"
-            );
+            assert_eq!(invocation(&split(line)), Invocation::Execute(split(argv)), "{line:?}");
         }
     }
 
     #[test]
     fn our_own_commands_are_ours() {
-        for line in [
-            "--help",
-            "--version",
-            "help",
-            "status --json",
-            "run --help",
-            "run -f x",
-        ]
-        .into_iter()
-        .chain(OWN)
+        for line in ["--help", "--version", "help", "status --json", "run --help", "run -f x"]
+            .into_iter()
+            .chain(OWN)
         {
-            assert_eq!(
-                invocation(&split(line)),
-                Invocation::Own(split(line)),
-                "{line:?}"
-            );
+            assert_eq!(invocation(&split(line)), Invocation::Own(split(line)), "{line:?}");
         }
     }
 
@@ -348,10 +306,7 @@ mod tests {
     fn files_are_found_wherever_they_stand() {
         let parsed = parse("-f a -V -n 100 -f dir -L me -C /etc -m 64 -dt h1 -q -- b c");
         assert_eq!(parsed.files, ["a", "dir", "b", "c"].map(PathBuf::from));
-        assert_eq!(
-            parsed.rest,
-            split("-V -n 100 -L me -C /etc -m 64 -dt h1 -q")
-        );
+        assert_eq!(parsed.rest, split("-V -n 100 -L me -C /etc -m 64 -dt h1 -q"));
         assert_eq!(parsed.directory.as_deref(), Some(Path::new("/etc")));
         assert_eq!(parsed.local_peer.as_deref(), Some("me"));
         assert_eq!(parsed.maxconn, Some(100));
@@ -364,23 +319,11 @@ mod tests {
             ("-D", "-D is left out: a container's process"),
             ("-W", "-W is left out: hapilot does what the master"),
             ("-Ws", "-Ws is left out: hapilot does what the master"),
-            (
-                "-sf 12 13",
-                "-sf is left out: name the processes to take over from in HAPROXY_PIDS",
-            ),
+            ("-sf 12 13", "-sf is left out: name the processes to take over from in HAPROXY_PIDS"),
             ("-st", "-st is left out: name the processes"),
-            (
-                "-x /run/h.sock",
-                "-x /run/h.sock is left out: listeners are handed over",
-            ),
-            (
-                "-p /run/h.pid",
-                "-p /run/h.pid is left out: HAProxy writes no pid file",
-            ),
-            (
-                "-S /run/m.sock",
-                "-S /run/m.sock is left out: there is no master",
-            ),
+            ("-x /run/h.sock", "-x /run/h.sock is left out: listeners are handed over"),
+            ("-p /run/h.pid", "-p /run/h.pid is left out: HAProxy writes no pid file"),
+            ("-S /run/m.sock", "-S /run/m.sock is left out: there is no master"),
         ] {
             let parsed = parse(&format!("{line} -f a -V"));
             assert_eq!(parsed.rest, ["-V"], "{line}");
@@ -394,10 +337,7 @@ mod tests {
 
     #[test]
     fn options_of_a_newer_haproxy_go_through_with_their_values() {
-        assert_eq!(
-            parse("-Z some thing -f a --new").rest,
-            split("-Z some thing --new")
-        );
+        assert_eq!(parse("-Z some thing -f a --new").rest, split("-Z some thing --new"));
     }
 
     #[test]
@@ -422,10 +362,7 @@ mod tests {
         assert_eq!(source(&given, setting, |_| true), paths(&["a", "b"]));
         assert_eq!(source(&none, setting, |_| true), paths(&["/set"]));
         assert_eq!(source(&none, None, |_| true), paths(&[first]));
-        assert_eq!(
-            source(&none, None, |path| path == Path::new(second)),
-            paths(&[second])
-        );
+        assert_eq!(source(&none, None, |path| path == Path::new(second)), paths(&[second]));
         assert_eq!(source(&none, None, |_| false), Source::Embedded);
     }
 
@@ -434,40 +371,21 @@ mod tests {
         let files = ["/a.cfg".into(), "/conf.d".into()];
         let binary = Path::new("/usr/sbin/haproxy");
         let fragment = Path::new("/run/f.cfg");
-        let argv = command(
-            binary,
-            fragment,
-            &files,
-            &split("-L me"),
-            Some(Path::new("/run/k.sock")),
-        );
+        let argv =
+            command(binary, fragment, &files, &split("-L me"), Some(Path::new("/run/k.sock")));
         let expected =
             "/usr/sbin/haproxy -db -L me -f /run/f.cfg -f /a.cfg -f /conf.d -x /run/k.sock";
         assert_eq!(argv, split(expected));
-        assert_eq!(
-            command(binary, fragment, &[], &[], None).last().unwrap(),
-            "/run/f.cfg"
-        );
+        assert_eq!(command(binary, fragment, &[], &[], None).last().unwrap(), "/run/f.cfg");
     }
 
     #[test]
     fn what_a_generation_is_started_with_is_read_back_as_it_was_meant() {
-        for line in [
-            "",
-            "-L me",
-            "-n 5 -V",
-            "-dt h1 -q",
-            "-Z new value -m 9",
-            "-C -f",
-        ] {
+        for line in ["", "-L me", "-n 5 -V", "-dt h1 -q", "-Z new value -m 9", "-C -f"] {
             let (files, rest) = (["/a.cfg".into(), "-odd".into()], split(line));
             let argv = command(Path::new("h"), Path::new("/run/f"), &files, &rest, None);
             let parsed = HaproxyArguments::parse(&argv[1..]).unwrap();
-            assert_eq!(
-                parsed.files,
-                ["/run/f", "/a.cfg", "-odd"].map(PathBuf::from),
-                "{line}"
-            );
+            assert_eq!(parsed.files, ["/run/f", "/a.cfg", "-odd"].map(PathBuf::from), "{line}");
             assert_eq!(parsed.rest, rest, "{line}");
         }
     }
@@ -493,22 +411,8 @@ mod tests {
         write("conf.d/ignored", "nonsense\n");
         let files = [path("main.cfg"), path("conf.d")];
         let rest = split("-L me -dD");
-        let argv = command(
-            Path::new("haproxy"),
-            &path("fragment.cfg"),
-            &files,
-            &rest,
-            None,
-        );
-        let output = Command::new(&argv[0])
-            .args(&argv[1..])
-            .arg("-c")
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        let argv = command(Path::new("haproxy"), &path("fragment.cfg"), &files, &rest, None);
+        let output = Command::new(&argv[0]).args(&argv[1..]).arg("-c").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 }

@@ -61,10 +61,7 @@ fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
 /// Without Rust's "(os error 2)", which tells an operator nothing.
 fn reason(error: &io::Error) -> String {
     let text = error.to_string().to_lowercase();
-    text.split(" (os error")
-        .next()
-        .unwrap_or_default()
-        .to_owned()
+    text.split(" (os error").next().unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]
@@ -90,18 +87,12 @@ mod tests {
     #[test]
     fn what_haproxy_could_not_read_has_a_reason() {
         let dir = tree(&[("notes.txt", ""), (".hidden.cfg", "")]);
-        assert_eq!(
-            usable(dir.path()),
-            Err("there is no *.cfg file in that directory".into())
-        );
+        assert_eq!(usable(dir.path()), Err("there is no *.cfg file in that directory".into()));
         let missing = dir.path().join("missing");
         assert_eq!(usable(&missing), Err("no such file or directory".into()));
         let circle = dir.path().join("circle.cfg");
         std::os::unix::fs::symlink(&circle, &circle).unwrap();
-        assert_eq!(
-            usable(&circle),
-            Err("too many levels of symbolic links".into())
-        );
+        assert_eq!(usable(&circle), Err("too many levels of symbolic links".into()));
     }
 
     #[test]

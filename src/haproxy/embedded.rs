@@ -33,11 +33,7 @@ fn fill_in(ports: &[Port], ipv6: bool, drops_root: bool, page: &Path) -> String 
         })
         .flatten()
         .collect();
-    let identity = if drops_root {
-        "user haproxy\n    group haproxy"
-    } else {
-        ""
-    };
+    let identity = if drops_root { "user haproxy\n    group haproxy" } else { "" };
     TEMPLATE
         .lines()
         .filter(|line| !line.starts_with('#'))
@@ -69,12 +65,8 @@ mod tests {
     fn every_port_is_bound_and_no_token_is_left() {
         let ports = [80, 8443].map(|port| Port::new(port).unwrap());
         let text = fill_in(&ports, true, true, Path::new("/run/hapilot/index.html"));
-        for line in [
-            "bind 0.0.0.0:80",
-            "bind [::]:80 v6only",
-            "bind 0.0.0.0:8443",
-            "user haproxy",
-        ] {
+        for line in ["bind 0.0.0.0:80", "bind [::]:80 v6only", "bind 0.0.0.0:8443", "user haproxy"]
+        {
             assert!(text.lines().any(|l| l.trim() == line), "{line} in {text}");
         }
         assert!(text.contains("/run/hapilot/index.html"));

@@ -30,13 +30,7 @@ pub struct Unusable {
 
 impl Unusable {
     fn new(status: u8, what: String, mend: &str) -> Self {
-        Self {
-            status,
-            problem: Problem {
-                what,
-                mend: mend.to_owned(),
-            },
-        }
+        Self { status, problem: Problem { what, mend: mend.to_owned() } }
     }
 }
 
@@ -66,35 +60,28 @@ pub fn find(search_path: &OsStr) -> Result<Installed, Unusable> {
 /// Runs `haproxy -vv`.
 pub fn ask(path: &Path) -> Result<Installed, Unusable> {
     let shown = path.display();
-    let output = Command::new(path)
-        .arg("-vv")
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| {
-            match error.kind() {
-                // The file is there, so it is the loader or the interpreter that is not.
-                io::ErrorKind::NotFound => Unusable::new(
-                    NOT_FOUND,
-                    format!("{shown} cannot be loaded: {error}"),
-                    "use an haproxy that was built for this image (its C library is missing here)",
-                ),
-                io::ErrorKind::PermissionDenied => not_executable(path),
-                _ => Unusable::new(
-                    NOT_EXECUTABLE,
-                    format!("{shown} cannot be executed: {error}"),
-                    "use an haproxy that was built for this machine",
-                ),
-            }
-        })?;
+    let output = Command::new(path).arg("-vv").stdin(Stdio::null()).output().map_err(|error| {
+        match error.kind() {
+            // The file is there, so it is the loader or the interpreter that is not.
+            io::ErrorKind::NotFound => Unusable::new(
+                NOT_FOUND,
+                format!("{shown} cannot be loaded: {error}"),
+                "use an haproxy that was built for this image (its C library is missing here)",
+            ),
+            io::ErrorKind::PermissionDenied => not_executable(path),
+            _ => Unusable::new(
+                NOT_EXECUTABLE,
+                format!("{shown} cannot be executed: {error}"),
+                "use an haproxy that was built for this machine",
+            ),
+        }
+    })?;
     let build = Build::parse(&String::from_utf8_lossy(&output.stdout)).ok_or_else(|| {
         let said = String::from_utf8_lossy(&output.stderr);
         let said = said.lines().next().unwrap_or("nothing");
         Unusable::new(
             NOT_EXECUTABLE,
-            format!(
-                "{shown} -vv does not answer as HAProxy does ({}, {said})",
-                output.status
-            ),
+            format!("{shown} -vv does not answer as HAProxy does ({}, {said})", output.status),
             "see what that program is",
         )
     })?;
@@ -105,10 +92,7 @@ pub fn ask(path: &Path) -> Result<Installed, Unusable> {
             "use HAProxy 2.6 or newer",
         ));
     }
-    Ok(Installed {
-        path: path.to_owned(),
-        build,
-    })
+    Ok(Installed { path: path.to_owned(), build })
 }
 
 fn not_executable(path: &Path) -> Unusable {
@@ -132,12 +116,7 @@ mod tests {
         let (draft, path) = (dir.path().join("draft"), dir.path().join("haproxy"));
         fs::write(&draft, text).unwrap();
         let mut install = Command::new("install");
-        let status = install
-            .arg("--mode")
-            .arg(mode)
-            .args([&draft, &path])
-            .status()
-            .unwrap();
+        let status = install.arg("--mode").arg(mode).args([&draft, &path]).status().unwrap();
         assert!(status.success());
         dir
     }
@@ -173,10 +152,7 @@ mod tests {
     fn one_that_is_not_executable_is_passed_over_for_one_that_is() {
         let (wrong, right) = (
             pretend("", "644"),
-            pretend(
-                "#!/bin/sh\necho 'HAProxy version 3.2.1 2026/01/01'\n",
-                "755",
-            ),
+            pretend("#!/bin/sh\necho 'HAProxy version 3.2.1 2026/01/01'\n", "755"),
         );
         let path = std::env::join_paths([wrong.path(), right.path()]).unwrap();
         assert_eq!(find(&path).unwrap().path, right.path().join("haproxy"));
@@ -186,11 +162,7 @@ mod tests {
     fn one_whose_loader_is_missing_is_127_and_garbage_is_126() {
         let unusable = refusal(&pretend("#!/no/such/loader\n", "755"));
         assert_eq!(unusable.status, 127);
-        assert!(
-            unusable.problem.what.contains("cannot be loaded"),
-            "{}",
-            unusable.problem
-        );
+        assert!(unusable.problem.what.contains("cannot be loaded"), "{}", unusable.problem);
         let unusable = refusal(&pretend("\u{1}garbage", "755"));
         assert_eq!(unusable.status, 126);
     }
@@ -200,10 +172,7 @@ mod tests {
         let unusable = refusal(&pretend("#!/bin/sh\necho hello\n", "755"));
         assert_eq!(unusable.status, 126);
         assert!(unusable.problem.what.contains("does not answer as HAProxy"));
-        let old = pretend(
-            "#!/bin/sh\necho 'HA-Proxy version 2.2.9 2021/01/01'\n",
-            "755",
-        );
+        let old = pretend("#!/bin/sh\necho 'HA-Proxy version 2.2.9 2021/01/01'\n", "755");
         assert_eq!(refusal(&old).status, 69);
     }
 }

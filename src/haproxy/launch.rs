@@ -95,10 +95,7 @@ impl Program {
         id: GenerationId,
         from: Option<&Path>,
     ) -> std::result::Result<Launched, NotLaunched> {
-        let ours = |error: anyhow::Error| NotLaunched {
-            exit: Exit::Code(70),
-            error,
-        };
+        let ours = |error: anyhow::Error| NotLaunched { exit: Exit::Code(70), error };
         let runtime_socket = self.runtime_socket(id);
         let listener = bind(&runtime_socket).map_err(ours)?;
         let fragment = self.fragment(id);
@@ -109,9 +106,7 @@ impl Program {
         let (output, child_side) = pipe_with(PipeFlags::CLOEXEC)
             .context("make a pipe for HAProxy's output")
             .map_err(ours)?;
-        let mut command = self
-            .command(&fragment, from, id, child_side)
-            .map_err(ours)?;
+        let mut command = self.command(&fragment, from, id, child_side).map_err(ours)?;
         let child = {
             // Inherited by exactly this child: one thread, so nobody else forks in between.
             let _inherited = Inherited::new(&listener).map_err(ours)?;
@@ -119,11 +114,7 @@ impl Program {
         };
         let child = child.map_err(|error| not_launched(&self.binary, error))?;
         let handle = Handle::open(&child).map_err(ours)?;
-        Ok(Launched {
-            handle,
-            runtime_socket,
-            output,
-        })
+        Ok(Launched { handle, runtime_socket, output })
     }
 
     fn command(

@@ -23,19 +23,14 @@ async fn exchange(socket: &Path, command: &str) -> Result<String> {
     stream.write_all(command.as_bytes()).await.context("send")?;
     stream.write_all(b"\n").await.context("send")?;
     let mut answer = Vec::new();
-    stream
-        .read_to_end(&mut answer)
-        .await
-        .context("read the answer")?;
+    stream.read_to_end(&mut answer).await.context("read the answer")?;
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
 /// The value of a line `Name: value` of `show info`.
 #[must_use]
 pub fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
-    info.lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
-        .map(str::trim)
+    info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).map(str::trim)
 }
 
 #[cfg(test)]

@@ -24,10 +24,8 @@ struct Server {
 /// The commands that give the servers of the new process what those of the old one had.
 #[must_use]
 pub fn carry_over(old: &str, new: &str) -> Vec<String> {
-    let new: HashMap<(String, String), Server> = servers(new)
-        .into_iter()
-        .map(|s| ((s.backend.clone(), s.name.clone()), s))
-        .collect();
+    let new: HashMap<(String, String), Server> =
+        servers(new).into_iter().map(|s| ((s.backend.clone(), s.name.clone()), s)).collect();
     servers(old)
         .into_iter()
         .filter_map(|old| {
@@ -73,11 +71,8 @@ fn servers(state: &str) -> Vec<Server> {
 }
 
 fn server(columns: &[&str], line: &str) -> Option<Server> {
-    let values: HashMap<&str, &str> = columns
-        .iter()
-        .copied()
-        .zip(line.split_whitespace())
-        .collect();
+    let values: HashMap<&str, &str> =
+        columns.iter().copied().zip(line.split_whitespace()).collect();
     let number = |name| values.get(name)?.parse().ok();
     Some(Server {
         backend: (*values.get("be_name")?).to_owned(),
@@ -105,18 +100,8 @@ mod tests {
 
     #[test]
     fn what_an_operator_set_is_carried_over() {
-        let old = state(&[
-            ("a", 8, 1, 1),
-            ("b", 1, 1, 1),
-            ("c", 0, 5, 10),
-            ("d", 0, 1, 1),
-        ]);
-        let new = state(&[
-            ("a", 0, 1, 1),
-            ("b", 0, 1, 1),
-            ("c", 0, 10, 10),
-            ("d", 0, 1, 1),
-        ]);
+        let old = state(&[("a", 8, 1, 1), ("b", 1, 1, 1), ("c", 0, 5, 10), ("d", 0, 1, 1)]);
+        let new = state(&[("a", 0, 1, 1), ("b", 0, 1, 1), ("c", 0, 10, 10), ("d", 0, 1, 1)]);
         assert_eq!(
             carry_over(&old, &new),
             [

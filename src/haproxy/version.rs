@@ -28,11 +28,7 @@ impl Version {
     fn parse(full: &str) -> Option<Self> {
         let mut parts = full.split(['.', '-']);
         let mut number = || parts.next()?.parse().ok();
-        Some(Self {
-            major: number()?,
-            minor: number()?,
-            full: full.to_owned(),
-        })
+        Some(Self { major: number()?, minor: number()?, full: full.to_owned() })
     }
 }
 
@@ -59,9 +55,7 @@ impl Build {
             .strip_prefix("HAProxy version ")
             .or_else(|| first.strip_prefix("HA-Proxy version "))?;
         let version = Version::parse(rest.split_whitespace().next()?)?;
-        let list = vv
-            .lines()
-            .find_map(|line| line.strip_prefix("Feature list :"));
+        let list = vv.lines().find_map(|line| line.strip_prefix("Feature list :"));
         let features = list
             .unwrap_or_default()
             .split_whitespace()
@@ -95,12 +89,7 @@ mod tests {
                 6,
                 "2.6.12-1+deb12u4",
             ),
-            (
-                "HAProxy version 3.0.11-1 2025/06/03 - https://haproxy.org/",
-                3,
-                0,
-                "3.0.11-1",
-            ),
+            ("HAProxy version 3.0.11-1 2025/06/03 - https://haproxy.org/", 3, 0, "3.0.11-1"),
             (
                 "HAProxy version 3.5-dev5-50872d-1 2026/08/20 - https://haproxy.org/",
                 3,
@@ -115,26 +104,15 @@ mod tests {
             ),
             ("HAProxy version 12.34 2040/01/01", 12, 34, "12.34"),
         ] {
-            assert_eq!(
-                version(line),
-                Version {
-                    major,
-                    minor,
-                    full: full.into()
-                }
-            );
+            assert_eq!(version(line), Version { major, minor, full: full.into() });
         }
     }
 
     #[test]
     fn only_2_6_and_newer_are_supported() {
-        for (line, supported) in [
-            ("2.5.9", false),
-            ("2.6-dev1", true),
-            ("2.6.0", true),
-            ("2.10.0", true),
-            ("3.0", true),
-        ] {
+        for (line, supported) in
+            [("2.5.9", false), ("2.6-dev1", true), ("2.6.0", true), ("2.10.0", true), ("3.0", true)]
+        {
             let version = version(&format!("HAProxy version {line} x"));
             assert_eq!(version.supported(), supported, "{line}");
         }
@@ -154,12 +132,7 @@ mod tests {
 
     #[test]
     fn other_programs_are_not_haproxy() {
-        for text in [
-            "",
-            "nginx version: nginx/1.22.1",
-            "HAProxy version x.y",
-            "HAProxy version ",
-        ] {
+        for text in ["", "nginx version: nginx/1.22.1", "HAProxy version x.y", "HAProxy version "] {
             assert_eq!(Build::parse(text), None, "{text:?}");
         }
     }

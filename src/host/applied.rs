@@ -7,13 +7,10 @@ use std::fmt;
 
 use anyhow::{Result, bail};
 
-use super::plan::{Step, Undo};
+use super::step::{Step, Undo};
 
 /// What applies a step to the kernel.
-#[expect(
-    async_fn_in_trait,
-    reason = "one thread: nobody needs these futures to be Send"
-)]
+#[expect(async_fn_in_trait, reason = "one thread: nobody needs these futures to be Send")]
 pub trait Kernel {
     /// `None`: it was so already, or goes with something else; there is nothing to take back.
     async fn apply(&mut self, step: &Step) -> Result<Option<Undo>>;
@@ -78,8 +75,7 @@ impl Applied {
             return Ok(());
         }
         for step in group {
-            self.undos
-                .extend(kernel.apply(step).await.map_err(|error| (step, error))?);
+            self.undos.extend(kernel.apply(step).await.map_err(|error| (step, error))?);
         }
         Ok(())
     }
@@ -104,10 +100,7 @@ impl Applied {
             for at in (group..end).rev() {
                 match kernel.undo(&self.undos[at]).await {
                     Ok(()) => drop(self.undos.remove(at)),
-                    Err(error) => failures.push(Failure {
-                        undo: self.undos[at].clone(),
-                        error,
-                    }),
+                    Err(error) => failures.push(Failure { undo: self.undos[at].clone(), error }),
                 }
             }
             end = group;
@@ -136,11 +129,9 @@ impl Applied {
 }
 
 fn with_failures(error: &anyhow::Error, failures: &[Failure]) -> anyhow::Error {
-    failures
-        .iter()
-        .fold(anyhow::anyhow!("{error:#}"), |error, failure| {
-            anyhow::anyhow!("{error:#}; and could not undo: {failure}")
-        })
+    failures.iter().fold(anyhow::anyhow!("{error:#}"), |error, failure| {
+        anyhow::anyhow!("{error:#}; and could not undo: {failure}")
+    })
 }
 
 #[cfg(test)]
@@ -154,8 +145,9 @@ mod tests {
     use super::*;
     use crate::host::instance::Instance;
     use crate::host::mark::{FwMark, Intercept, Port, TableId};
-    use crate::host::plan::{Draft, Family, Plan, Program};
+    use crate::host::plan::{Draft, Plan};
     use crate::host::record::{Former, Numbers, Record};
+    use crate::host::step::{Family, Program};
 
     /// Holds what is in force, by the command that removes it. It refuses to take a chain away
     /// that is still jumped to, as the real one does.
@@ -192,37 +184,24 @@ mod tests {
             }
             if let Undo::RemoveChain { place, chain } = undo {
                 let (place, jump) = (place.to_string(), format!("-j {chain}"));
-                if self
-                    .held
-                    .iter()
-                    .any(|u| u.starts_with(&place) && u.ends_with(&jump))
-                {
+                if self.held.iter().any(|u| u.starts_with(&place) && u.ends_with(&jump)) {
                     bail!("the chain is in use");
                 }
             }
-            self.held
-                .remove(&undo.to_string())
-                .then_some(())
-                .context("it is not there")
+            self.held.remove(&undo.to_string()).then_some(()).context("it is not there")
         }
 
         async fn apply_together(&mut self, steps: &[Step]) -> Result<()> {
             anyhow::ensure!(self.knows_together);
             self.together += 1;
-            self.held.extend(
-                steps
-                    .iter()
-                    .filter_map(Step::undo)
-                    .map(|undo| undo.to_string()),
-            );
+            self.held.extend(steps.iter().filter_map(Step::undo).map(|undo| undo.to_string()));
             Ok(())
         }
 
         async fn undo_together(&mut self, undos: &[Undo]) -> Result<()> {
             anyhow::ensure!(self.knows_together);
             self.together += 1;
-            self.held
-                .retain(|held| undos.iter().all(|undo| undo.to_string() != *held));
+            self.held.retain(|held| undos.iter().all(|undo| undo.to_string() != *held));
             Ok(())
         }
     }
@@ -236,19 +215,13 @@ mod tests {
                 table: TableId::new(29_000).unwrap(),
                 priority: 170,
             },
-            former: Former {
-                v4: Some(0),
-                v6: Some(0),
-            },
+            former: Former { v4: Some(0), v6: Some(0) },
         };
         Plan::new(&Draft {
             program: Program::Nft,
             families: &Family::BOTH,
             record,
-            intercept: &[Intercept {
-                from: port(80),
-                to: port(8080),
-            }],
+            intercept: &[Intercept { from: port(80), to: port(8080) }],
         })
     }
 
@@ -265,10 +238,7 @@ mod tests {
     fn whichever_step_fails_everything_is_as_before() {
         let steps = all();
         for failing in 1..=steps.len() {
-            let mut kernel = Pretend {
-                refuses_call: Some(failing),
-                ..Pretend::default()
-            };
+            let mut kernel = Pretend { refuses_call: Some(failing), ..Pretend::default() };
             let mut applied = Applied::default();
             let error = run(applied.apply(&mut kernel, &steps)).unwrap_err();
             assert_eq!(kernel.calls, failing);
@@ -302,24 +272,15 @@ mod tests {
         };
         let mut applied = Applied::default();
         let error = format!("{:#}", run(applied.apply(&mut kernel, &steps)).unwrap_err());
-        assert!(
-            error.contains("operation not permitted; and could not undo"),
-            "{error}"
-        );
-        assert!(
-            error.contains(&format!("{refused}: device or resource busy")),
-            "{error}"
-        );
+        assert!(error.contains("operation not permitted; and could not undo"), "{error}");
+        assert!(error.contains(&format!("{refused}: device or resource busy")), "{error}");
     }
 
     #[test]
     fn a_tear_down_goes_on_past_failures_and_keeps_what_failed() {
         let steps = all();
         let refused = steps.last().and_then(Step::undo).unwrap();
-        let mut kernel = Pretend {
-            refuses_undo: Some(refused.to_string()),
-            ..Pretend::default()
-        };
+        let mut kernel = Pretend { refuses_undo: Some(refused.to_string()), ..Pretend::default() };
         let mut applied = Applied::default();
         run(applied.apply(&mut kernel, &steps)).unwrap();
         let failures = run(applied.roll_back(&mut kernel));
@@ -335,16 +296,11 @@ mod tests {
     #[test]
     fn applying_that_gets_stuck_and_is_given_up_can_still_be_rolled_back() {
         let steps = all();
-        let mut kernel = Pretend {
-            stuck_at_call: Some(steps.len()),
-            ..Pretend::default()
-        };
+        let mut kernel = Pretend { stuck_at_call: Some(steps.len()), ..Pretend::default() };
         let mut applied = Applied::default();
         run(async {
             let stuck = applied.apply(&mut kernel, &steps);
-            tokio::time::timeout(Duration::from_millis(5), stuck)
-                .await
-                .unwrap_err();
+            tokio::time::timeout(Duration::from_millis(5), stuck).await.unwrap_err();
         });
         assert!(!kernel.held.is_empty());
         assert!(run(applied.roll_back(&mut kernel)).is_empty());
@@ -354,15 +310,9 @@ mod tests {
     #[test]
     fn what_was_so_already_is_not_taken_back() {
         let steps = all();
-        let sysctl = steps
-            .iter()
-            .find(|s| matches!(s, Step::NonlocalBind { .. }))
-            .unwrap();
+        let sysctl = steps.iter().find(|s| matches!(s, Step::NonlocalBind { .. })).unwrap();
         let theirs = BTreeSet::from([sysctl.undo().unwrap().to_string()]);
-        let mut kernel = Pretend {
-            held: theirs.clone(),
-            ..Pretend::default()
-        };
+        let mut kernel = Pretend { held: theirs.clone(), ..Pretend::default() };
         let mut applied = Applied::default();
         run(applied.apply(&mut kernel, &steps)).unwrap();
         assert!(run(applied.roll_back(&mut kernel)).is_empty());
@@ -371,16 +321,10 @@ mod tests {
 
     #[test]
     fn the_chains_of_one_place_are_made_and_removed_together() {
-        let mut kernel = Pretend {
-            knows_together: true,
-            ..Pretend::default()
-        };
+        let mut kernel = Pretend { knows_together: true, ..Pretend::default() };
         let mut applied = Applied::default();
         run(applied.apply(&mut kernel, &all())).unwrap();
-        assert_eq!(
-            (kernel.together, applied.undos().len()),
-            (2, kernel.held.len())
-        );
+        assert_eq!((kernel.together, applied.undos().len()), (2, kernel.held.len()));
         assert!(run(applied.roll_back(&mut kernel)).is_empty());
         assert_eq!((kernel.together, kernel.held), (4, BTreeSet::new()));
         assert!(applied.is_empty());

@@ -5,6 +5,7 @@
 //! one that kept the output pipe open would make the caller wait on. A child is ours when we are
 //! its parent, it is in our network namespace and its command line is the one that we gave.
 
+use std::fmt;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -14,8 +15,28 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use crate::process::procfs;
+
 /// How long after a kill the watchdog looks again, should the call still not have returned.
 const AGAIN: Duration = Duration::from_millis(20);
+
+/// A program that gets less could not finish: starting it would only cost the others their time.
+const SHORTEST: Duration = Duration::from_millis(5);
+
+/// It may or may not have done what it was told.
+#[derive(Debug)]
+pub(super) struct Killed {
+    program: String,
+    limit: Duration,
+}
+
+impl fmt::Display for Killed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} was still running after {:?} and was killed", self.program, self.limit)
+    }
+}
+
+impl std::error::Error for Killed {}
 
 /// What the child looks like in `/proc`.
 #[derive(Debug)]
@@ -32,8 +53,8 @@ pub(super) fn within<T>(
     arguments: &[&str],
     call: impl FnOnce() -> T,
 ) -> Result<T> {
-    if limit.is_zero() {
-        bail!("no time is left to run it");
+    if limit < SHORTEST {
+        bail!("no time is left to run {program}");
     }
     let child = Child::new(program, arguments)?;
     let (finished, watch) = mpsc::channel::<()>();
@@ -53,7 +74,7 @@ pub(super) fn within<T>(
     drop(finished);
     match watchdog.join() {
         Ok(false) => Ok(output),
-        Ok(true) => bail!("{program} was still running after {limit:?} and was killed"),
+        Ok(true) => Err(Killed { program: program.into(), limit }.into()),
         Err(_) => bail!("the watchdog of {program} panicked"),
     }
 }
@@ -67,20 +88,14 @@ impl Child {
             command_line.extend_from_slice(word.as_bytes());
             command_line.push(0);
         }
-        Ok(Self {
-            command_line,
-            namespace,
-        })
+        Ok(Self { command_line, namespace })
     }
 
     fn kill(&self) -> bool {
         let us = std::process::id().cast_signed();
         let processes = processes();
         let mut killed = false;
-        for &(pid, _) in processes
-            .iter()
-            .filter(|(pid, parent)| *parent == us && self.is(*pid))
-        {
+        for &(pid, _) in processes.iter().filter(|(pid, parent)| *parent == us && self.is(*pid)) {
             // Stopped first, or it could start another child between the look and the kill.
             signal(pid, us, Signal::STOP);
             let processes = self::processes();
@@ -126,8 +141,5 @@ fn processes() -> Vec<(i32, i32)> {
 }
 
 fn parent_of(pid: i32) -> Option<i32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // proc_pid_stat(5): the name is in parentheses and may itself have blanks and parentheses.
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(1)?.parse().ok()
+    procfs::parent(pid).ok().flatten()
 }

@@ -7,16 +7,17 @@ use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
 use tracing::warn;
 
-use super::applied::{Applied, Failure};
+use super::applied::{Applied, Failure, Kernel};
 use super::instance::Instance;
 use super::iptables::installed;
 use super::lease::{Lease, SetupLock};
 use super::linux::Linux;
 use super::mark::{FwMark, Intercept, TableId};
-use super::plan::{Draft, Family, Plan, Undo};
+use super::plan::{Draft, Plan};
 use super::preflight::Facts;
 use super::record::{Former, Record};
 use super::saved::{claimed, marks_in_ruleset};
+use super::step::{Family, Place, Step, Undo};
 use super::survey::Survey;
 use super::sysctl;
 use super::tproxy::{self, Choice, Fixed, Picture};
@@ -82,15 +83,11 @@ impl Host {
 
     /// Sweep first. Needs a tokio runtime.
     pub async fn set_up(instance: Instance, wanted: &Wanted, facts: &Facts) -> Result<Self> {
-        let _lock = SetupLock::take(SET_UP_LOCK)
-            .await
-            .context("set up the host")?;
+        let _lock = SetupLock::take(SET_UP_LOCK).await.context("set up the host")?;
         let mut kernel = Linux::open()?;
         let prepared = prepare(&mut kernel, instance, wanted, facts).await?;
         let mut foundation = Applied::default();
-        foundation
-            .apply(&mut kernel, &prepared.plan.foundation)
-            .await?;
+        foundation.apply(&mut kernel, &prepared.plan.foundation).await?;
         Ok(Self {
             instance,
             plan: prepared.plan,
@@ -113,9 +110,7 @@ impl Host {
         if !self.interception.is_empty() {
             return Ok(());
         }
-        self.interception
-            .apply(&mut self.kernel, &self.plan.interception)
-            .await
+        self.interception.apply(&mut self.kernel, &self.plan.interception).await
     }
 
     /// Already off is not an error.
@@ -124,22 +119,40 @@ impl Host {
         collected(self.interception.roll_back(&mut self.kernel).await)
     }
 
+    /// Puts back what somebody removed meanwhile (a restart of firewalld or Docker flushes), and
+    /// says where. A place that lost a part is made anew as a whole: order matters in it.
+    pub async fn put_back(&mut self) -> Result<Vec<Place>> {
+        let _lock = SetupLock::take(SET_UP_LOCK).await.context("put rules back")?;
+        let Facts { programs, families, .. } = &self.facts;
+        let survey = Survey::take(&self.kernel.iptables, programs, families)?;
+        let mut steps: Vec<Step> = self.plan.foundation.clone();
+        if !self.interception.is_empty() {
+            steps.extend(self.plan.interception.iter().cloned());
+        }
+        let broken = survey.broken(self.instance, &steps);
+        // One that is there already stays as it is.
+        let routing = |s: &&Step| matches!(s, Step::PolicyRule { .. } | Step::LocalRoute { .. });
+        for step in steps.iter().filter(routing) {
+            self.kernel.apply(step).await.with_context(|| step.to_string())?;
+        }
+        let of_broken = |step: &&Step| step.place().is_some_and(|place| broken.contains(&place));
+        for undo in steps.iter().filter(of_broken).rev().filter_map(Step::undo) {
+            self.kernel.undo(&undo).await.with_context(|| undo.to_string())?;
+        }
+        for step in steps.iter().filter(of_broken) {
+            self.kernel.apply(step).await.with_context(|| step.to_string())?;
+        }
+        Ok(broken)
+    }
+
     /// For `hapilot status`.
     #[must_use]
     pub fn owned(&self) -> Vec<Owned> {
-        self.undos()
-            .map(|undo| Owned {
-                what: undo.subject(),
-                undo: undo.to_string(),
-            })
-            .collect()
+        self.undos().map(|undo| Owned { what: undo.subject(), undo: undo.to_string() }).collect()
     }
 
     fn undos(&self) -> impl Iterator<Item = &Undo> {
-        self.foundation
-            .undos()
-            .iter()
-            .chain(self.interception.undos())
+        self.foundation.undos().iter().chain(self.interception.undos())
     }
 
     /// Newest first, past failures, and over by `until`. What failed may be tried again.
@@ -161,19 +174,13 @@ impl Host {
     }
 
     fn others(&self) -> Result<Vec<Record>> {
-        let Facts {
-            programs, families, ..
-        } = &self.facts;
+        let Facts { programs, families, .. } = &self.facts;
         Survey::take(&self.kernel.iptables, programs, families)?.living_records(Some(self.instance))
     }
 }
 
 fn collected(failures: Vec<Failure>) -> Result<(), TearDownError> {
-    if failures.is_empty() {
-        Ok(())
-    } else {
-        Err(TearDownError(failures))
-    }
+    if failures.is_empty() { Ok(()) } else { Err(TearDownError(failures)) }
 }
 
 /// The plan that `set_up` would follow, for `hapilot plan`. Changes nothing, and claims nothing:
@@ -194,34 +201,17 @@ async fn prepare(
     wanted: &Wanted,
     facts: &Facts,
 ) -> Result<Prepared> {
-    let program = facts
-        .program
-        .ok_or_else(|| anyhow!("no iptables program works here"))?;
+    let program = facts.program.ok_or_else(|| anyhow!("no iptables program works here"))?;
     let survey = Survey::take(&kernel.iptables, &facts.programs, &facts.families)?;
     kernel.others = survey.living_records(Some(instance))?;
     let picture = picture(kernel, &survey, wanted, &facts.families).await?;
-    let fixed = Fixed {
-        mark: wanted.mark,
-        table: wanted.table,
-    };
+    let fixed = Fixed { mark: wanted.mark, table: wanted.table };
     let Choice { numbers, warnings } =
         tproxy::choose(&picture, fixed).map_err(|problem| anyhow!("{problem}"))?;
     let former = former(kernel, &facts.families)?;
-    let record = Record {
-        instance,
-        numbers,
-        former,
-    };
+    let record = Record { instance, numbers, former };
     let (families, intercept) = (facts.families.as_slice(), wanted.intercept.as_slice());
-    Ok(Prepared {
-        plan: Plan::new(&Draft {
-            program,
-            families,
-            record,
-            intercept,
-        }),
-        warnings,
-    })
+    Ok(Prepared { plan: Plan::new(&Draft { program, families, record, intercept }), warnings })
 }
 
 async fn picture(
@@ -235,13 +225,9 @@ async fn picture(
         picture.rules.extend(kernel.routing.rules(family).await?);
     }
     look_at_tables(&mut picture, kernel, wanted, families).await?;
-    let recorded = survey
-        .records()
-        .map(|r| claimed(r.numbers.mark.value(), r.numbers.mark.mask()));
+    let recorded = survey.records().map(|r| claimed(r.numbers.mark.value(), r.numbers.mark.mask()));
     let saved = survey.places.iter().map(|(_, saved)| saved.marks);
-    picture.marks = saved
-        .chain(recorded)
-        .fold(ruleset_marks(kernel), |bits, more| bits | more);
+    picture.marks = saved.chain(recorded).fold(ruleset_marks(kernel), |bits, more| bits | more);
     Ok(picture)
 }
 
@@ -290,10 +276,7 @@ fn former(kernel: &Linux, families: &[Family]) -> Result<Former> {
     let mut former = Former::default();
     for &family in families {
         let value = match sysctl::read(family)? {
-            Some(1) => kernel
-                .others
-                .iter()
-                .find_map(|record| record.former.of(family)),
+            Some(1) => kernel.others.iter().find_map(|record| record.former.of(family)),
             now => now.filter(|_| sysctl::writable(family)),
         };
         former.set(family, value);

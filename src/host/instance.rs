@@ -76,10 +76,7 @@ impl FromStr for ChainName {
             Some(instance) => (instance, Purpose::Interception),
             None => (rest, Purpose::Diversion),
         };
-        Ok(Self {
-            instance: instance.parse()?,
-            purpose,
-        })
+        Ok(Self { instance: instance.parse()?, purpose })
     }
 }
 
@@ -90,20 +87,13 @@ mod tests {
     #[test]
     fn chain_names_are_read_back_and_those_of_others_are_not_ours() {
         for purpose in [Purpose::Diversion, Purpose::Interception] {
-            let name = ChainName {
-                instance: Instance::new(0x00ab_cdef),
-                purpose,
-            };
+            let name = ChainName { instance: Instance::new(0x00ab_cdef), purpose };
             assert_eq!(name.to_string().parse(), Ok(name));
             assert!(name.to_string().len() <= 28);
         }
-        for other in [
-            "DIVERT",
-            "HAPILOT-",
-            "HAPILOT-ABCDEF01",
-            "HAPILOT-+bcdef01",
-            "HAPILOT-1-TPROXY",
-        ] {
+        for other in
+            ["DIVERT", "HAPILOT-", "HAPILOT-ABCDEF01", "HAPILOT-+bcdef01", "HAPILOT-1-TPROXY"]
+        {
             assert!(other.parse::<ChainName>().is_err(), "{other}");
         }
     }

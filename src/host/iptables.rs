@@ -16,8 +16,8 @@ use iptables::IPTables;
 
 use super::bounded;
 use super::instance::ChainName;
-use super::plan::{Family, Place, Program};
 use super::saved::Saved;
+use super::step::{Family, Place, Program};
 
 /// How long one call may take: the lock of the legacy program is held for milliseconds.
 pub const LIMIT: Duration = Duration::from_secs(5);
@@ -45,9 +45,8 @@ impl Iptables {
 
     fn limit(&self) -> Duration {
         // Half of what is left: one call that hangs shall not cost all the others their turn.
-        self.until.map_or(LIMIT, |until| {
-            (until.saturating_duration_since(Instant::now()) / 2).min(LIMIT)
-        })
+        self.until
+            .map_or(LIMIT, |until| (until.saturating_duration_since(Instant::now()) / 2).min(LIMIT))
     }
 
     /// The program gives up on the lock before we kill it: then it can still say why.
@@ -120,15 +119,12 @@ impl Iptables {
 
     fn run(&self, command: &mut Command, input: &str) -> Result<Output> {
         let program = command.get_program().to_string_lossy().into_owned();
-        let arguments: Vec<String> = command
-            .get_args()
-            .map(|word| word.to_string_lossy().into_owned())
-            .collect();
+        let arguments: Vec<String> =
+            command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        let output = bounded::within(self.limit(), &program, &arguments, || {
-            output_of(command, input)
-        })?
-        .with_context(|| format!("run {program}"))?;
+        let output =
+            bounded::within(self.limit(), &program, &arguments, || output_of(command, input))?
+                .with_context(|| format!("run {program}"))?;
         if !output.status.success() {
             bail!("{program} says {:?} ({})", words(&output), output.status);
         }
@@ -156,21 +152,12 @@ impl Iptables {
         let cmd = place.program.command(place.family);
         let limit = self.limit();
         let command = format!("-w {} {command}", self.lock_limit());
-        let arguments: Vec<&str> = ["-t", "mangle"]
-            .into_iter()
-            .chain(command.split_whitespace())
-            .collect();
-        let program = IPTables {
-            cmd,
-            has_check: true,
-            has_wait: false,
-            is_numeric: true,
-        };
+        let arguments: Vec<&str> =
+            ["-t", "mangle"].into_iter().chain(command.split_whitespace()).collect();
+        let program = IPTables { cmd, has_check: true, has_wait: false, is_numeric: true };
         // Its error is not Send, so it becomes text here.
         bounded::within(limit, cmd, &arguments, || {
-            program
-                .execute("mangle", &command)
-                .map_err(|error| format!("run {cmd}: {error}"))
+            program.execute("mangle", &command).map_err(|error| format!("run {cmd}: {error}"))
         })?
         .map_err(anyhow::Error::msg)
     }
@@ -179,11 +166,7 @@ impl Iptables {
 /// The input is a few hundred bytes: it fits the pipe, so writing never waits for the program.
 fn output_of(command: &mut Command, input: &str) -> std::io::Result<Output> {
     let pipe = Stdio::piped;
-    let mut child = command
-        .stdin(pipe())
-        .stdout(pipe())
-        .stderr(pipe())
-        .spawn()?;
+    let mut child = command.stdin(pipe()).stdout(pipe()).stderr(pipe()).spawn()?;
     if let Some(mut stdin) = child.stdin.take() {
         // A program that reads nothing is judged by its status.
         let _unread = stdin.write_all(input.as_bytes());
@@ -241,8 +224,7 @@ fn legacy_tables(family: Family) -> bool {
 #[must_use]
 pub fn installed(program: &str) -> bool {
     let executable = |path: std::path::PathBuf| {
-        path.metadata()
-            .is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+        path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
     };
     env::var_os("PATH")
         .is_some_and(|path| env::split_paths(&path).any(|dir| executable(dir.join(program))))

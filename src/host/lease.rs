@@ -5,6 +5,7 @@
 //! applied, and while they are taken back, so that no two instances take the same numbers and no
 //! two believe that the other one will restore a sysctl.
 
+use std::collections::BTreeSet;
 use std::io::{self, ErrorKind};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
@@ -75,6 +76,14 @@ pub fn lives(instance: Instance) -> Result<bool> {
     }
 }
 
+/// Every instance that lives in this network namespace.
+pub fn living() -> Result<BTreeSet<Instance>> {
+    let path = "/proc/thread-self/net/unix";
+    let text = std::fs::read_to_string(path).with_context(|| format!("read {path}"))?;
+    let names = text.lines().filter_map(|line| line.rsplit_once(" @hapilot/"));
+    Ok(names.filter_map(|(_, instance)| instance.parse().ok()).collect())
+}
+
 /// Nobody else sets up, takes down or sweeps while this is held.
 #[derive(Debug)]
 #[must_use]
@@ -85,20 +94,16 @@ pub struct SetupLock {
 impl SetupLock {
     /// Waits for the holder to hang up, which the kernel does for one that dies.
     pub async fn take(limit: Duration) -> Result<Self> {
-        tokio::time::timeout(limit, Self::wait())
-            .await
-            .with_context(|| {
-                format!("another hapilot has been setting up or tearing down for {limit:?}")
-            })?
+        tokio::time::timeout(limit, Self::wait()).await.with_context(|| {
+            format!("another hapilot has been setting up or tearing down for {limit:?}")
+        })?
     }
 
     async fn wait() -> Result<Self> {
         loop {
             match listen(SETUP_LOCK) {
                 Ok(listener) => {
-                    return Ok(Self {
-                        _listener: listener,
-                    });
+                    return Ok(Self { _listener: listener });
                 }
                 Err(error) if error.kind() == ErrorKind::AddrInUse => hung_up().await?,
                 Err(error) => {
@@ -132,9 +137,6 @@ fn listen(name: &str) -> io::Result<UnixListener> {
 fn connect(name: &str) -> io::Result<UnixStream> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    net::connect(
-        &socket,
-        &SocketAddrUnix::new_abstract_name(name.as_bytes())?,
-    )?;
+    net::connect(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
     Ok(socket.into())
 }

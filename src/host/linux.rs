@@ -6,11 +6,12 @@ use anyhow::{Context, Result, anyhow, bail};
 use tracing::{debug, warn};
 
 use super::applied::Kernel;
+use super::bounded::Killed;
 use super::iptables::Iptables;
 use super::mark::TableId;
-use super::plan::{Family, Step, Undo};
 use super::record::{Numbers, Record};
 use super::routing::{Added, Routing};
+use super::step::{Family, Step, Undo};
 use super::sysctl;
 
 #[derive(Debug)]
@@ -25,11 +26,7 @@ impl Linux {
     /// Needs a tokio runtime.
     pub fn open() -> Result<Self> {
         let iptables = Iptables::default();
-        Ok(Self {
-            iptables,
-            routing: Routing::open()?,
-            others: Vec::new(),
-        })
+        Ok(Self { iptables, routing: Routing::open()?, others: Vec::new() })
     }
 
     /// No call goes on after `until`.
@@ -39,9 +36,7 @@ impl Linux {
     }
 
     fn table_is_shared(&self, table: TableId) -> bool {
-        self.others
-            .iter()
-            .any(|record| record.numbers.table == table)
+        self.others.iter().any(|record| record.numbers.table == table)
     }
 
     fn set_nonlocal_bind(family: Family) -> Result<bool> {
@@ -51,23 +46,16 @@ impl Linux {
         match sysctl::write(family, 1) {
             Ok(()) => Ok(true),
             Err(error) => {
-                let problem = sysctl::unwritable(family);
-                warn!(error = format!("{error:#}"), "{problem}");
+                let name = family.nonlocal_bind();
+                warn!(error = format!("{error:#}"), sysctl = name, "go on without a sysctl");
                 Ok(false)
             }
         }
     }
 
     fn restore_nonlocal_bind(&self, family: Family, former: u8) -> Result<()> {
-        if self
-            .others
-            .iter()
-            .any(|record| record.former.of(family).is_some())
-        {
-            debug!(
-                sysctl = family.nonlocal_bind(),
-                "left to the other instance that needs it"
-            );
+        if self.others.iter().any(|record| record.former.of(family).is_some()) {
+            debug!(sysctl = family.nonlocal_bind(), "left to the other instance that needs it");
             return Ok(());
         }
         // Not 1 any more: somebody else has decided about it since.
@@ -94,11 +82,10 @@ impl Linux {
     async fn add_rule(&self, family: Family, numbers: Numbers) -> Result<bool> {
         Ok(self.routing.add_rule(family, numbers).await? == Added::New)
     }
-}
 
-impl Kernel for Linux {
-    async fn apply(&mut self, step: &Step) -> Result<Option<Undo>> {
-        let ours = match step {
+    /// Whether it is ours to take back.
+    async fn try_apply(&mut self, step: &Step) -> Result<bool> {
+        Ok(match step {
             Step::Chain { place, chain } => {
                 self.iptables.new_chain(*place, *chain)?;
                 true
@@ -114,8 +101,32 @@ impl Kernel for Linux {
             Step::NonlocalBind { family, .. } => Self::set_nonlocal_bind(*family)?,
             Step::PolicyRule { family, numbers } => self.add_rule(*family, *numbers).await?,
             Step::LocalRoute { family, table } => self.add_route(*family, *table).await?,
-        };
-        Ok(if ours { step.undo() } else { None })
+        })
+    }
+
+    /// A program that was killed may have finished its work in the kernel. What it was about bears
+    /// our name, so taking it back is right either way; what that comes to, the sweep will see.
+    async fn take_back_if_killed(&mut self, error: &anyhow::Error, steps: &[Step]) {
+        if !error.is::<Killed>() {
+            return;
+        }
+        for undo in steps.iter().rev().filter_map(Step::undo) {
+            if let Err(error) = self.undo(&undo).await {
+                warn!(error = format!("{error:#}"), command = %undo, "could not take back");
+            }
+        }
+    }
+}
+
+impl Kernel for Linux {
+    async fn apply(&mut self, step: &Step) -> Result<Option<Undo>> {
+        match self.try_apply(step).await {
+            Ok(ours) => Ok(if ours { step.undo() } else { None }),
+            Err(error) => {
+                self.take_back_if_killed(&error, std::slice::from_ref(step)).await;
+                Err(error)
+            }
+        }
     }
 
     async fn undo(&mut self, undo: &Undo) -> Result<()> {
@@ -133,29 +144,25 @@ impl Kernel for Linux {
     }
 
     async fn apply_together(&mut self, steps: &[Step]) -> Result<()> {
-        let place = steps
-            .first()
-            .and_then(Step::fills)
-            .context("fill chains of one place")?;
+        let place = steps.first().and_then(Step::fills).context("fill chains of one place")?;
         let lines = steps.iter().map(|step| match step {
             Step::Chain { chain, .. } => Ok(format!("-N {chain}")),
             Step::Entry { chain, rule, .. } => Ok(format!("-A {chain} {rule}")),
             other => Err(anyhow!("{other} fills no chain")),
         });
-        self.iptables
-            .transaction(place, &lines.collect::<Result<Vec<_>>>()?)
+        let lines: Vec<String> = lines.collect::<Result<_>>()?;
+        let answer = self.iptables.transaction(place, &lines);
+        if let Err(error) = &answer {
+            self.take_back_if_killed(error, steps).await;
+        }
+        answer
     }
 
     async fn undo_together(&mut self, undos: &[Undo]) -> Result<()> {
-        let place = undos
-            .first()
-            .and_then(Undo::empties)
-            .context("empty chains of one place")?;
+        let place = undos.first().and_then(Undo::empties).context("empty chains of one place")?;
         let mut lines = Vec::new();
         for undo in undos.iter().rev() {
-            let Undo::RemoveChain { chain, .. } = undo else {
-                bail!("{undo} empties no chain")
-            };
+            let Undo::RemoveChain { chain, .. } = undo else { bail!("{undo} empties no chain") };
             lines.extend([format!("-F {chain}"), format!("-X {chain}")]);
         }
         self.iptables.transaction(place, &lines)

@@ -1,10 +1,10 @@
 //! What we change on the host, and how every bit of it is taken back.
 //!
-//! `plan` says what is changed, as steps with their undos; `tproxy` chooses the numbers; `applied`
-//! runs steps and remembers the undos; `linux` is the kernel that does them, by `iptables`,
-//! `routing` and `sysctl`. The first thing in the kernel is a chain whose comment carries a
-//! `record` of all the rest; the `lease` says that its instance lives; `sweep` removes what an
-//! instance that does not live any more left behind. `preflight` looks before anything is changed.
+//! `plan` says what is changed, as a list of `step`s, each with its undo; `tproxy` chooses the
+//! numbers; `applied` runs steps and remembers the undos; `linux` is the kernel that does them, by
+//! `iptables`, `routing` and `sysctl`. The first thing in the kernel is a chain whose comment
+//! carries a `record` of all the rest; the `lease` says that its instance lives; `sweep` removes
+//! what an instance that lives no more left behind. `preflight` looks before anything is changed.
 //! `Host` is the door for the rest of the crate.
 //!
 //! Another backend (nftables) would be another `Place` of steps and another caller beside
@@ -23,6 +23,7 @@ pub mod preflight;
 pub mod record;
 pub mod routing;
 pub mod saved;
+pub mod step;
 pub mod survey;
 pub mod sweep;
 pub mod sysctl;

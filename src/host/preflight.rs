@@ -8,8 +8,8 @@ use rustix::thread::{CapabilitySet, capabilities};
 
 use super::Wanted;
 use super::iptables::{Iptables, installed};
-use super::plan::{Family, Place, Program};
 use super::saved::Saved;
+use super::step::{Family, Place, Program};
 use super::sysctl;
 use crate::problem::Problem;
 
@@ -54,9 +54,7 @@ pub fn look(wanted: &Wanted) -> Findings {
             families: vec![Family::V4],
             pid_1: std::process::id() == 1,
         },
-        problems: run_directory(Path::new(RUN_DIRECTORY))
-            .into_iter()
-            .collect(),
+        problems: run_directory(Path::new(RUN_DIRECTORY)).into_iter().collect(),
         transparent: Vec::new(),
         warnings: Vec::new(),
     };
@@ -77,10 +75,7 @@ fn net_admin() -> bool {
 }
 
 fn run_directory(path: &Path) -> Option<Problem> {
-    let nearest = path
-        .ancestors()
-        .find(|p| p.exists())
-        .unwrap_or(Path::new("/"));
+    let nearest = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
     let writable = rustix::fs::access(nearest, rustix::fs::Access::WRITE_OK);
     let error = match writable {
         Ok(()) if nearest.is_dir() => return None,
@@ -100,32 +95,22 @@ impl Findings {
             Ok(()) => {}
             Err(problems) => self.transparent.extend(problems),
         }
-        for &family in &self.facts.families {
-            if matches!(sysctl::read(family), Ok(Some(value)) if value != 1)
-                && !sysctl::writable(family)
-            {
-                self.warnings.push(sysctl::unwritable(family));
-            }
-        }
+        let closed = |family: &Family| {
+            matches!(sysctl::read(*family), Ok(Some(value)) if value != 1)
+                && !sysctl::writable(*family)
+        };
+        let closed: Vec<Family> = self.facts.families.iter().copied().filter(closed).collect();
+        self.warnings.extend(sysctl::unwritable(&closed));
     }
 
     /// The first of the candidates with which everything works; else what the best one lacks.
     fn choose_program(&mut self, iptables: &Iptables, wanted: &Wanted) -> Result<(), Vec<Problem>> {
         let (usable, mut problems) = usable_programs(iptables);
         self.facts.programs = usable.iter().map(|(program, _)| *program).collect();
-        let counts: Vec<(Program, usize)> = usable
-            .iter()
-            .map(|(program, saved)| (*program, saved.foreign_rules))
-            .collect();
+        let counts: Vec<(Program, usize)> =
+            usable.iter().map(|(program, saved)| (*program, saved.foreign_rules)).collect();
         for (program, why) in preferences(&counts) {
-            let lacking = lacking(
-                iptables,
-                Place {
-                    program,
-                    family: Family::V4,
-                },
-                wanted,
-            );
+            let lacking = lacking(iptables, Place { program, family: Family::V4 }, wanted);
             if lacking.is_empty() {
                 self.facts.program = Some(program);
                 self.facts.why = why;
@@ -138,25 +123,16 @@ impl Findings {
     }
 
     fn look_at_ipv6(&mut self, iptables: &Iptables, program: Program, wanted: &Wanted) {
-        let place = Place {
-            program,
-            family: Family::V6,
-        };
+        let place = Place { program, family: Family::V6 };
         let lacking = match ipv6_off() {
             Some(why) => vec![why.to_owned()],
-            None => lacking(iptables, place, wanted)
-                .into_iter()
-                .map(|p| p.what)
-                .collect(),
+            None => lacking(iptables, place, wanted).into_iter().map(|p| p.what).collect(),
         };
         if lacking.is_empty() {
             self.facts.families.push(Family::V6);
         } else {
             self.warnings.push(Problem::new(
-                format!(
-                    "transparent proxying is for IPv4 only: {}",
-                    lacking.join(", ")
-                ),
+                format!("transparent proxying is for IPv4 only: {}", lacking.join(", ")),
                 "nothing to do if this host has no IPv6",
             ));
         }
@@ -169,19 +145,15 @@ fn ipv6_off() -> Option<&'static str> {
     }
     // With it the kernel refuses the route on lo.
     let disabled = fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6");
-    disabled
-        .is_ok_and(|text| text.trim() == "1")
-        .then_some("IPv6 is disabled on lo")
+    disabled.is_ok_and(|text| text.trim() == "1").then_some("IPv6 is disabled on lo")
 }
 
 /// Those that are installed and can read IPv4 rules, with what they read.
 fn usable_programs(iptables: &Iptables) -> (Vec<(Program, Saved)>, Vec<Problem>) {
     let there =
         |p: &Program| installed(p.command(Family::V4)) && installed(p.save_command(Family::V4));
-    let mut candidates: Vec<Program> = [Program::Nft, Program::Legacy]
-        .into_iter()
-        .filter(there)
-        .collect();
+    let mut candidates: Vec<Program> =
+        [Program::Nft, Program::Legacy].into_iter().filter(there).collect();
     if candidates.is_empty() {
         candidates.extend(Some(Program::Plain).filter(there));
     }
@@ -194,10 +166,7 @@ fn usable_programs(iptables: &Iptables) -> (Vec<(Program, Saved)>, Vec<Problem>)
     let mut usable = Vec::new();
     let mut problems = Vec::new();
     for program in candidates {
-        let place = Place {
-            program,
-            family: Family::V4,
-        };
+        let place = Place { program, family: Family::V4 };
         match iptables.saved(place) {
             Ok(saved) => usable.push((program, saved)),
             Err(error) => problems.push(Problem::new(format!("{error:#}"), kernel_mend(program))),
@@ -208,19 +177,11 @@ fn usable_programs(iptables: &Iptables) -> (Vec<(Program, Saved)>, Vec<Problem>)
 
 /// In the order in which they are tried: the one in which the host's other rules are.
 fn preferences(counts: &[(Program, usize)]) -> Vec<(Program, String)> {
-    let count = |wanted| {
-        counts
-            .iter()
-            .find(|(p, _)| *p == wanted)
-            .map(|(_, rules)| *rules)
-    };
+    let count = |wanted| counts.iter().find(|(p, _)| *p == wanted).map(|(_, rules)| *rules);
     let (nft, legacy) = (count(Program::Nft), count(Program::Legacy));
     match (nft, legacy) {
         (Some(0), Some(rules)) if rules > 0 => vec![
-            (
-                Program::Legacy,
-                format!("the host's {rules} other rules are there"),
-            ),
+            (Program::Legacy, format!("the host's {rules} other rules are there")),
             (Program::Nft, "iptables-legacy does not work here".into()),
         ],
         (Some(0), Some(_)) => vec![
@@ -228,16 +189,10 @@ fn preferences(counts: &[(Program, usize)]) -> Vec<(Program, String)> {
             (Program::Legacy, "iptables-nft does not work here".into()),
         ],
         (Some(rules), Some(_)) => vec![
-            (
-                Program::Nft,
-                format!("{rules} of the host's other rules are there"),
-            ),
+            (Program::Nft, format!("{rules} of the host's other rules are there")),
             (Program::Legacy, "iptables-nft does not work here".into()),
         ],
-        _ => counts
-            .iter()
-            .map(|(p, _)| (*p, "it is the only one here".into()))
-            .collect(),
+        _ => counts.iter().map(|(p, _)| (*p, "it is the only one here".into())).collect(),
     }
 }
 
@@ -251,16 +206,8 @@ fn lacking(iptables: &Iptables, place: Place, wanted: &Wanted) -> Vec<Problem> {
     let all = format!("{SOCKET} {COMMENT} {MARK}");
     if iptables.probe(place, &all).is_err() {
         // One by one only now: each costs a process.
-        let single = [
-            ("match socket", SOCKET),
-            ("match comment", COMMENT),
-            ("target MARK", MARK),
-        ];
-        lacking.extend(
-            single
-                .into_iter()
-                .filter_map(|(n, rule)| probe(iptables, place, n, rule)),
-        );
+        let single = [("match socket", SOCKET), ("match comment", COMMENT), ("target MARK", MARK)];
+        lacking.extend(single.into_iter().filter_map(|(n, rule)| probe(iptables, place, n, rule)));
     }
     if !wanted.intercept.is_empty() {
         lacking.extend(probe(iptables, place, "target TPROXY", TPROXY));
@@ -270,10 +217,7 @@ fn lacking(iptables: &Iptables, place: Place, wanted: &Wanted) -> Vec<Problem> {
 
 fn probe(iptables: &Iptables, place: Place, name: &str, rule: &str) -> Option<Problem> {
     let error = iptables.probe(place, rule).err()?;
-    Some(Problem::new(
-        format!("the {name} does not work: {error:#}"),
-        kernel_mend(place.program),
-    ))
+    Some(Problem::new(format!("the {name} does not work: {error:#}"), kernel_mend(place.program)))
 }
 
 fn kernel_mend(program: Program) -> &'static str {

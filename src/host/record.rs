@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use super::instance::Instance;
 use super::mark::{FwMark, TableId};
-use super::plan::Family;
+use super::step::Family;
 
 /// The numbers of one instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,18 +55,10 @@ const UNTOUCHED: &str = "-";
 
 impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Numbers {
-            mark,
-            table,
-            priority,
-        } = self.numbers;
+        let Numbers { mark, table, priority } = self.numbers;
         let former = |value: Option<u8>| value.map_or(UNTOUCHED.into(), |v| v.to_string());
         let (v4, v6) = (former(self.former.v4), former(self.former.v6));
-        write!(
-            f,
-            "{PREFIX}:{}:{mark}:{table}:{priority}:{v4}:{v6}",
-            self.instance
-        )
+        write!(f, "{PREFIX}:{}:{mark}:{table}:{priority}:{v4}:{v6}", self.instance)
     }
 }
 
@@ -91,10 +83,7 @@ fn parse(text: &str) -> Option<Record> {
             table: TableId::new(table.parse().ok()?)?,
             priority: priority.parse().ok()?,
         },
-        former: Former {
-            v4: former(v4)?,
-            v6: former(v6)?,
-        },
+        former: Former { v4: former(v4)?, v6: former(v6)? },
     })
 }
 
@@ -103,16 +92,9 @@ fn hex(text: &str) -> Option<u32> {
 }
 
 /// The outer option is the parser's, the inner one the record's.
-#[expect(
-    clippy::option_option,
-    reason = "absent in the record is not the same as unreadable"
-)]
+#[expect(clippy::option_option, reason = "absent in the record is not the same as unreadable")]
 fn former(text: &str) -> Option<Option<u8>> {
-    if text == UNTOUCHED {
-        Some(None)
-    } else {
-        text.parse().ok().map(Some)
-    }
+    if text == UNTOUCHED { Some(None) } else { text.parse().ok().map(Some) }
 }
 
 #[cfg(test)]
@@ -128,10 +110,7 @@ mod tests {
                 table: TableId::new(29_000).unwrap(),
                 priority: 170,
             },
-            former: Former {
-                v4: Some(0),
-                v6: None,
-            },
+            former: Former { v4: Some(0), v6: None },
         };
         let text = record.to_string();
         assert_eq!(text, "hapilot:deadbeef:0x10000000/0x10000000:29000:170:0:-");
@@ -140,12 +119,9 @@ mod tests {
 
     #[test]
     fn what_is_not_a_record_is_refused() {
-        for text in [
-            "",
-            "hapilot",
-            "hapilot:deadbeef:0x1/0x1:0:170:0:-",
-            "x:deadbeef:0x1/0x1:9:1:0:-",
-        ] {
+        for text in
+            ["", "hapilot", "hapilot:deadbeef:0x1/0x1:0:170:0:-", "x:deadbeef:0x1/0x1:9:1:0:-"]
+        {
             assert!(text.parse::<Record>().is_err(), "{text}");
         }
     }

@@ -16,9 +16,9 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 
-use super::mark::TableId;
-use super::plan::{Family, PROTOCOL};
+use super::mark::{FwMark, TableId};
 use super::record::Numbers;
+use super::step::{Family, PROTOCOL};
 use super::tproxy::Rule;
 
 /// The kernel answers in microseconds; it can still be stuck on the lock that all routing shares.
@@ -53,10 +53,7 @@ impl Routing {
         let (connection, handle, _) =
             rtnetlink::new_connection_with_strict_check().context("open a routing socket")?;
         tokio::spawn(connection);
-        Ok(Self {
-            handle,
-            until: None,
-        })
+        Ok(Self { handle, until: None })
     }
 
     /// No call goes on after `until`.
@@ -68,9 +65,9 @@ impl Routing {
         &self,
         call: impl Future<Output = Result<T, rtnetlink::Error>>,
     ) -> Result<Result<T, i32>> {
-        let limit = self.until.map_or(LIMIT, |until| {
-            until.saturating_duration_since(Instant::now()).min(LIMIT)
-        });
+        let limit = self
+            .until
+            .map_or(LIMIT, |until| until.saturating_duration_since(Instant::now()).min(LIMIT));
         let answer = tokio::time::timeout(limit, call)
             .await
             .with_context(|| format!("no answer from the kernel after {limit:?}"))?;
@@ -136,6 +133,23 @@ impl Routing {
         }
     }
 
+    /// The numbers of rules that only a hapilot makes: our protocol, a mark, and a table with our
+    /// route in it.
+    pub async fn marked_as_ours(&self, family: Family) -> Result<Vec<Numbers>> {
+        let mut ours = Vec::new();
+        for rule in self.rules(family).await? {
+            let (mark, table) = (FwMark::new(rule.mark, rule.mask), TableId::new(rule.table));
+            let (PROTOCOL, Some(mark), Some(table)) = (rule.protocol, mark, table) else {
+                continue;
+            };
+            let routes = self.routes(family, table.number()).await?;
+            if routes.iter().any(|route| is_local_default(route) && is_tagged(route)) {
+                ours.push(Numbers { mark, table, priority: rule.priority });
+            }
+        }
+        Ok(ours)
+    }
+
     /// Whether somebody has a route in that table.
     pub async fn table_in_use(&self, family: Family, table: u32) -> Result<bool> {
         Ok(!self.routes(family, table).await?.is_empty())
@@ -147,10 +161,7 @@ impl Routing {
         message.attributes.push(RouteAttribute::Table(table));
         let stream = self.handle.route().get(message).execute();
         match self.bounded(pin!(stream).try_collect::<Vec<_>>()).await? {
-            Ok(routes) => Ok(routes
-                .into_iter()
-                .filter(|r| table_of(r) == table)
-                .collect()),
+            Ok(routes) => Ok(routes.into_iter().filter(|r| table_of(r) == table).collect()),
             Err(ENOENT | EAFNOSUPPORT) => Ok(Vec::new()),
             Err(number) => Err(os_error(number)),
         }
@@ -244,16 +255,17 @@ fn rule(message: &RuleMessage) -> Rule {
 }
 
 fn table_of(message: &RouteMessage) -> u32 {
-    let wide = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Table(number) => Some(*number),
-            _ => None,
-        });
+    let wide = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(number) => Some(*number),
+        _ => None,
+    });
     wide.unwrap_or(u32::from(message.header.table))
 }
 
 fn is_local_default(message: &RouteMessage) -> bool {
     message.header.kind == RouteType::Local && message.header.destination_prefix_length == 0
+}
+
+fn is_tagged(message: &RouteMessage) -> bool {
+    u8::from(message.header.protocol) == PROTOCOL
 }

@@ -1,5 +1,7 @@
 //! Decides: what a text from `iptables-save` says. The same form from `nf_tables` and legacy.
 
+use std::collections::BTreeMap;
+
 use super::instance::ChainName;
 use super::record::Record;
 
@@ -10,6 +12,8 @@ pub struct Saved {
     pub chains: Vec<ChainName>,
     pub records: Vec<Record>,
     pub jumps: Vec<Jump>,
+    /// How many rules each of our chains has.
+    pub entries: BTreeMap<ChainName, usize>,
     /// Rules that are no hapilot's, in every table.
     pub foreign_rules: usize,
     /// Bits of the firewall mark that such rules use.
@@ -43,10 +47,7 @@ impl Saved {
     }
 
     fn chain(&mut self, table: &str, line: &str) {
-        let name = line
-            .split(' ')
-            .next()
-            .and_then(|name| name.parse::<ChainName>().ok());
+        let name = line.split(' ').next().and_then(|name| name.parse::<ChainName>().ok());
         if table == "mangle" {
             self.chains.extend(name);
         }
@@ -56,25 +57,16 @@ impl Saved {
         let Some((chain, rule)) = line.split_once(' ') else {
             return;
         };
-        let own = |name: &str| {
-            (table == "mangle")
-                .then(|| name.parse::<ChainName>().ok())
-                .flatten()
-        };
-        let target = after(rule, "-j")
-            .or_else(|| after(rule, "-g"))
-            .and_then(own);
+        let own =
+            |name: &str| (table == "mangle").then(|| name.parse::<ChainName>().ok()).flatten();
+        let target = after(rule, "-j").or_else(|| after(rule, "-g")).and_then(own);
         if let Some(owner) = own(chain) {
+            *self.entries.entry(owner).or_default() += 1;
             // A record counts only where that instance itself would write it.
             let record = after(rule, "--comment").and_then(|text| text.parse::<Record>().ok());
-            self.records
-                .extend(record.filter(|r| r.instance == owner.instance));
+            self.records.extend(record.filter(|r| r.instance == owner.instance));
         } else if let Some(to) = target {
-            self.jumps.push(Jump {
-                from: chain.into(),
-                rule: rule.into(),
-                to,
-            });
+            self.jumps.push(Jump { from: chain.into(), rule: rule.into(), to });
         } else {
             self.foreign_rules += 1;
             self.marks |= marks_in_rule(rule);
@@ -110,11 +102,7 @@ fn marks_in_rule(rule: &str) -> u32 {
 /// all 32 bits as used would leave nothing to anybody.
 #[must_use]
 pub fn claimed(value: u32, mask: u32) -> u32 {
-    if mask == u32::MAX {
-        value
-    } else {
-        mask | value
-    }
+    if mask == u32::MAX { value } else { mask | value }
 }
 
 /// Bits of the mark in what `nft list ruleset` prints. Not a parser: on a line that speaks of a
@@ -173,18 +161,12 @@ COMMIT
         assert_eq!(saved.chains.len(), 2);
         assert_eq!(saved.records.len(), 1);
         assert_eq!(saved.records[0].former.v4, Some(0));
-        let jumps: Vec<_> = saved
-            .jumps
-            .iter()
-            .map(|j| (j.from.as_str(), j.rule.as_str()))
-            .collect();
+        let jumps: Vec<_> =
+            saved.jumps.iter().map(|j| (j.from.as_str(), j.rule.as_str())).collect();
         assert_eq!(
             jumps,
             [
-                (
-                    "PREROUTING",
-                    "-p tcp -m socket --transparent -j HAPILOT-00000001"
-                ),
+                ("PREROUTING", "-p tcp -m socket --transparent -j HAPILOT-00000001"),
                 ("PREROUTING", "! -i lo -p tcp -j HAPILOT-00000001-TPROXY"),
             ]
         );
@@ -203,9 +185,6 @@ COMMIT
         let text =
             "meta mark set meta mark | 0x00004000\nmeta mark & 0x00ff0000 == 0x00080000 accept
             meta mark set meta mark and 0xfffeffff\ntcp dport 443 accept\nct mark set 0x2 # x";
-        assert_eq!(
-            marks_in_ruleset(text),
-            0x4000 | 0x00ff_0000 | 0x1_0000 | 0x2
-        );
+        assert_eq!(marks_in_ruleset(text), 0x4000 | 0x00ff_0000 | 0x1_0000 | 0x2);
     }
 }

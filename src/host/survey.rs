@@ -5,9 +5,9 @@ use anyhow::{Context, Result};
 use super::instance::Instance;
 use super::iptables::Iptables;
 use super::lease;
-use super::plan::{Family, Place, Program};
 use super::record::Record;
 use super::saved::Saved;
+use super::step::{Family, Place, Program, Step};
 
 #[derive(Clone, Debug, Default)]
 pub struct Survey {
@@ -20,9 +20,8 @@ impl Survey {
         for &program in programs {
             for &family in families {
                 let place = Place { program, family };
-                let saved = iptables
-                    .saved(place)
-                    .with_context(|| format!("read the rules of {place}"))?;
+                let saved =
+                    iptables.saved(place).with_context(|| format!("read the rules of {place}"))?;
                 survey.places.push((place, saved));
             }
         }
@@ -45,13 +44,25 @@ impl Survey {
         Ok(living)
     }
 
+    /// Places in which a chain, a rule or a jump of these steps is not there any more.
+    #[must_use]
+    pub fn broken(&self, us: Instance, steps: &[Step]) -> Vec<Place> {
+        let whole = |place: Place, saved: &Saved| {
+            let here = || steps.iter().filter(move |step| step.place() == Some(place));
+            let jumps = here().filter(|step| matches!(step, Step::Jump { .. })).count();
+            let entries = here().filter(|step| matches!(step, Step::Entry { .. })).count();
+            let ours = saved.entries.iter().filter(|(chain, _)| chain.instance == us);
+            saved.jumps.iter().filter(|jump| jump.to.instance == us).count() == jumps
+                && ours.map(|(_, count)| count).sum::<usize>() == entries
+        };
+        let places = self.places.iter().filter(|(place, saved)| !whole(*place, saved));
+        places.map(|(place, _)| *place).collect()
+    }
+
     /// Rules of others that this program sees.
     #[must_use]
     pub fn foreign_rules(&self, program: Program) -> usize {
-        let seen = self
-            .places
-            .iter()
-            .filter(|(place, _)| place.program == program);
+        let seen = self.places.iter().filter(|(place, _)| place.program == program);
         seen.map(|(_, saved)| saved.foreign_rules).sum()
     }
 }

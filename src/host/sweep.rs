@@ -13,10 +13,10 @@ use super::applied::{Failure, Kernel};
 use super::instance::{ChainName, Instance, Purpose};
 use super::lease::{self, Lease, SetupLock};
 use super::linux::Linux;
-use super::plan::{Family, Place, Undo};
 use super::preflight::Facts;
 use super::record::Record;
 use super::saved::Saved;
+use super::step::{Family, Place, Undo};
 use super::survey::Survey;
 
 const LOCK_LIMIT: Duration = Duration::from_secs(10);
@@ -29,12 +29,10 @@ pub struct Swept {
     pub failures: Vec<Failure>,
 }
 
-/// Needs a tokio runtime.
-pub async fn sweep(facts: &Facts) -> Result<Swept> {
+/// `us`: an instance that lives and has nothing in the kernel yet. Needs a tokio runtime.
+pub async fn sweep(facts: &Facts, us: Option<Instance>) -> Result<Swept> {
     let _lock = SetupLock::take(LOCK_LIMIT).await.context("sweep")?;
-    let mut kernel = Linux::open()?;
-    let survey = Survey::take(&kernel.iptables, &facts.programs, &facts.families)?;
-    kernel.others = survey.living_records(None)?;
+    let (mut kernel, survey) = look(facts)?;
     let mut swept = Swept::default();
     for (instance, leftover) in leftovers(&survey.places) {
         let Some(_held) = Lease::of(instance)? else {
@@ -43,18 +41,47 @@ pub async fn sweep(facts: &Facts) -> Result<Swept> {
         swept.instances.push(instance);
         remove(&mut kernel, &leftover, &mut swept).await;
     }
+    for undo in unrecorded(&kernel, &survey, us).await? {
+        attempt(&mut kernel, undo, &mut swept).await;
+    }
     Ok(swept)
 }
 
-/// The commands that `sweep` would amount to. Changes nothing.
-pub fn dry_run(facts: &Facts) -> Result<Vec<Undo>> {
-    let iptables = super::iptables::Iptables::default();
-    let survey = Survey::take(&iptables, &facts.programs, &facts.families)?;
+/// What `sweep` would do, as undos whose text is the command. Changes nothing.
+pub async fn dry_run(facts: &Facts, us: Option<Instance>) -> Result<Vec<Undo>> {
+    let (kernel, survey) = look(facts)?;
     let mut undos = Vec::new();
     for (instance, leftover) in leftovers(&survey.places) {
         if !lease::lives(instance)? {
             undos.extend(leftover.undos());
             undos.extend(leftover.record_chains());
+        }
+    }
+    undos.extend(unrecorded(&kernel, &survey, us).await?);
+    Ok(undos)
+}
+
+fn look(facts: &Facts) -> Result<(Linux, Survey)> {
+    let mut kernel = Linux::open()?;
+    let survey = Survey::take(&kernel.iptables, &facts.programs, &facts.families)?;
+    kernel.others = survey.living_records(None)?;
+    Ok((kernel, survey))
+}
+
+/// Rules and routes of ours whose record is gone: somebody flushed the firewall, and then that
+/// instance died. While one lives that has no record, they may be its own, and stay.
+async fn unrecorded(kernel: &Linux, survey: &Survey, us: Option<Instance>) -> Result<Vec<Undo>> {
+    let recorded = |instance: Instance| survey.records().any(|r| r.instance == instance);
+    if lease::living()?.into_iter().any(|living| Some(living) != us && !recorded(living)) {
+        return Ok(Vec::new());
+    }
+    let mut undos = Vec::new();
+    for family in Family::BOTH {
+        for numbers in kernel.routing.marked_as_ours(family).await? {
+            if survey.records().all(|record| record.numbers != numbers) {
+                undos.push(Undo::RemovePolicyRule { family, numbers });
+                undos.push(Undo::RemoveLocalRoute { family, table: numbers.table });
+            }
         }
     }
     Ok(undos)
@@ -91,20 +118,11 @@ fn leftovers(places: &[(Place, Saved)]) -> BTreeMap<Instance, Leftover> {
     let mut found: BTreeMap<Instance, Leftover> = BTreeMap::new();
     for (place, saved) in places {
         for chain in &saved.chains {
-            found
-                .entry(chain.instance)
-                .or_default()
-                .chains
-                .insert((*place, *chain));
+            found.entry(chain.instance).or_default().chains.insert((*place, *chain));
         }
         for jump in &saved.jumps {
             let jumps = &mut found.entry(jump.to.instance).or_default().jumps;
-            jumps.push((
-                *place,
-                jump.from.clone(),
-                jump.rule.clone(),
-                jump.to.purpose,
-            ));
+            jumps.push((*place, jump.from.clone(), jump.rule.clone(), jump.to.purpose));
         }
         for record in &saved.records {
             // One of the two protocols' records is enough: each names the whole.
@@ -119,14 +137,10 @@ impl Leftover {
     fn undos(&self) -> Vec<Undo> {
         let mut jumps = self.jumps.clone();
         jumps.sort_by_key(|jump| std::cmp::Reverse(jump.3));
-        let jumps = jumps
-            .into_iter()
-            .map(|(place, from, rule, _)| Undo::RemoveJump { place, from, rule });
+        let jumps =
+            jumps.into_iter().map(|(place, from, rule, _)| Undo::RemoveJump { place, from, rule });
         let recorded = self.record.iter().flat_map(recorded);
-        jumps
-            .chain(recorded)
-            .chain(self.chains_for(Purpose::Interception))
-            .collect()
+        jumps.chain(recorded).chain(self.chains_for(Purpose::Interception)).collect()
     }
 
     fn record_chains(&self) -> Vec<Undo> {
@@ -134,11 +148,7 @@ impl Leftover {
     }
 
     fn chains_for(&self, purpose: Purpose) -> impl Iterator<Item = Undo> {
-        let chains = self
-            .chains
-            .iter()
-            .rev()
-            .filter(move |(_, chain)| chain.purpose == purpose);
+        let chains = self.chains.iter().rev().filter(move |(_, chain)| chain.purpose == purpose);
         chains.map(|&(place, chain)| Undo::RemoveChain { place, chain })
     }
 }
@@ -146,10 +156,7 @@ impl Leftover {
 fn recorded(record: &Record) -> Vec<Undo> {
     let numbers = record.numbers;
     let rules = Family::BOTH.map(|family| Undo::RemovePolicyRule { family, numbers });
-    let routes = Family::BOTH.map(|family| Undo::RemoveLocalRoute {
-        family,
-        table: numbers.table,
-    });
+    let routes = Family::BOTH.map(|family| Undo::RemoveLocalRoute { family, table: numbers.table });
     let sysctls = Family::BOTH.into_iter().filter_map(|family| {
         let former = record.former.of(family)?;
         Some(Undo::RestoreNonlocalBind { family, former })

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use sysctl::Sysctl as _;
 
-use super::plan::Family;
+use super::step::Family;
 use crate::problem::Problem;
 
 /// Where a value can be written.
@@ -27,10 +27,7 @@ pub fn read(family: Family) -> Result<Option<u8>> {
         Err(sysctl::SysctlError::NotFound(_)) => return Ok(None),
         Err(error) => return Err(error).with_context(|| format!("read sysctl {name}")),
     };
-    let value = text
-        .trim()
-        .parse()
-        .with_context(|| format!("read sysctl {name}: {text:?}"))?;
+    let value = text.trim().parse().with_context(|| format!("read sysctl {name}: {text:?}"))?;
     Ok(Some(value))
 }
 
@@ -59,19 +56,28 @@ pub fn writable(family: Family) -> bool {
     door(family).is_some()
 }
 
-/// Transparent proxying does not need it (`IP_TRANSPARENT` does the same), so this is a warning.
+/// Transparent proxying does not need it (`IP_TRANSPARENT` does the same), so this is a warning:
+/// one for both protocols. `None`: there is nothing to tell.
 #[must_use]
-pub fn unwritable(family: Family) -> Problem {
-    let name = family.nonlocal_bind();
-    let path = path(family);
-    Problem::new(
-        format!("{name} is not 1 and cannot be written here"),
-        format!(
-            "if your configuration binds addresses that this host does not have yet, run \
-             'sysctl -w {name}=1' on the host or add '-v /proc/sys/{path}:/var/proc/sys/{path}' \
-             to docker run"
-        ),
-    )
+pub fn unwritable(families: &[Family]) -> Option<Problem> {
+    let names: Vec<&str> = families.iter().map(|family| family.nonlocal_bind()).collect();
+    let settings: Vec<String> = names.iter().map(|name| format!("{name}=1")).collect();
+    let mounts: Vec<String> = families
+        .iter()
+        .map(|family| path(*family))
+        .map(|path| format!("-v /proc/sys/{path}:/var/proc/sys/{path}"))
+        .collect();
+    (!families.is_empty()).then(|| {
+        Problem::new(
+            format!("not 1, and cannot be written here: {}", names.join(", ")),
+            format!(
+                "if HAProxy binds addresses that this host does not have yet, run 'sysctl -w {}' \
+                 on the host or add '{}' to docker run",
+                settings.join(" "),
+                mounts.join(" ")
+            ),
+        )
+    })
 }
 
 fn path(family: Family) -> String {

@@ -52,9 +52,7 @@ pub struct Choice {
 
 impl Picture {
     fn marks_in_use(&self) -> u32 {
-        self.rules.iter().fold(self.marks, |bits, rule| {
-            bits | claimed(rule.mark, rule.mask)
-        })
+        self.rules.iter().fold(self.marks, |bits, rule| bits | claimed(rule.mark, rule.mask))
     }
 
     /// By a route or by a rule.
@@ -73,10 +71,7 @@ pub fn choose(picture: &Picture, fixed: Fixed) -> Result<Choice, Problem> {
     };
     let mark = fixed.mark.and_then(|mark| mark_warning(picture, mark));
     let table = fixed.table.and_then(|table| table_warning(picture, table));
-    Ok(Choice {
-        numbers,
-        warnings: mark.into_iter().chain(table).collect(),
-    })
+    Ok(Choice { numbers, warnings: mark.into_iter().chain(table).collect() })
 }
 
 /// One bit. From 28 up first: Kubernetes, Docker and VPN tools begin at the other end, and those
@@ -112,10 +107,8 @@ fn free_table(picture: &Picture) -> Result<TableId, Problem> {
 }
 
 fn free_priority(picture: &Picture) -> Result<u32, Problem> {
-    PRIORITIES
-        .clone()
-        .find(|p| picture.rules.iter().all(|rule| rule.priority != *p))
-        .ok_or_else(|| {
+    PRIORITIES.clone().find(|p| picture.rules.iter().all(|rule| rule.priority != *p)).ok_or_else(
+        || {
             Problem::new(
                 format!(
                     "no priority from {} to {} is free for a policy rule",
@@ -124,7 +117,8 @@ fn free_priority(picture: &Picture) -> Result<u32, Problem> {
                 ),
                 "remove rules that nobody needs ('ip rule', 'ip -6 rule')",
             )
-        })
+        },
+    )
 }
 
 fn mark_warning(picture: &Picture, mark: FwMark) -> Option<Problem> {
@@ -151,21 +145,11 @@ mod tests {
     use super::*;
 
     fn rule(priority: u32, mark: u32, bits: u32, table: u32) -> Rule {
-        Rule {
-            priority,
-            mark,
-            mask: bits,
-            table,
-            protocol: 0,
-        }
+        Rule { priority, mark, mask: bits, table, protocol: 0 }
     }
 
     fn kernels_own() -> Vec<Rule> {
-        vec![
-            rule(0, 0, 0, 255),
-            rule(32766, 0, 0, 254),
-            rule(32767, 0, 0, 253),
-        ]
+        vec![rule(0, 0, 0, 255), rule(32766, 0, 0, 254), rule(32767, 0, 0, 253)]
     }
 
     fn numbers(picture: &Picture) -> Numbers {
@@ -174,15 +158,8 @@ mod tests {
 
     #[test]
     fn on_an_empty_host_the_first_of_each_is_taken() {
-        let picture = Picture {
-            rules: kernels_own(),
-            ..Picture::default()
-        };
-        let Numbers {
-            mark,
-            table,
-            priority,
-        } = numbers(&picture);
+        let picture = Picture { rules: kernels_own(), ..Picture::default() };
+        let Numbers { mark, table, priority } = numbers(&picture);
         assert_eq!((mark.value(), mark.mask()), (1 << 28, 1 << 28));
         assert_eq!((table.number(), priority), (29_000, 170));
     }
@@ -193,17 +170,10 @@ mod tests {
         rules.push(rule(5210, 0x8_0000, 0x00ff_0000, 52));
         rules.push(rule(100, 1, u32::MAX, 100));
         let taken = 0xf000_0000 | 0x4000 | 0x8000;
-        let picture = Picture {
-            rules,
-            marks: taken,
-            ..Picture::default()
-        };
+        let picture = Picture { rules, marks: taken, ..Picture::default() };
         assert_eq!(numbers(&picture).mark.value(), 1 << 27);
         // Everything but what they leave: only a bit that is nobody's may come out.
-        let crowded = Picture {
-            marks: !(0x00ff_0000 | 0x1 | 0x20),
-            ..picture
-        };
+        let crowded = Picture { marks: !(0x00ff_0000 | 0x1 | 0x20), ..picture };
         assert_eq!(numbers(&crowded).mark.value(), 0x20);
     }
 
@@ -212,14 +182,8 @@ mod tests {
         let mut rules = kernels_own();
         rules.push(rule(170, 0, 0, 29_000));
         rules.push(rule(171, 0, 0, 254));
-        let picture = Picture {
-            rules,
-            tables: BTreeSet::from([29_001]),
-            marks: 0,
-        };
-        let Numbers {
-            table, priority, ..
-        } = numbers(&picture);
+        let picture = Picture { rules, tables: BTreeSet::from([29_001]), marks: 0 };
+        let Numbers { table, priority, .. } = numbers(&picture);
         assert_eq!((table.number(), priority), (29_002, 172));
     }
 
@@ -230,27 +194,18 @@ mod tests {
             tables: BTreeSet::from([100]),
             marks: 0,
         };
-        let fixed = Fixed {
-            mark: FwMark::new(1, 1),
-            table: TableId::new(100),
-        };
+        let fixed = Fixed { mark: FwMark::new(1, 1), table: TableId::new(100) };
         let choice = choose(&picture, fixed).unwrap();
         assert_eq!(choice.numbers.mark.to_string(), "0x1/0x1");
         assert_eq!(choice.numbers.table.number(), 100);
         assert_eq!(choice.warnings.len(), 2);
-        let free = Fixed {
-            mark: FwMark::new(2, 2),
-            table: TableId::new(101),
-        };
+        let free = Fixed { mark: FwMark::new(2, 2), table: TableId::new(101) };
         assert_eq!(choose(&picture, free).unwrap().warnings, []);
     }
 
     #[test]
     fn a_host_without_a_free_bit_is_a_problem_that_names_the_variable() {
-        let picture = Picture {
-            marks: u32::MAX,
-            ..Picture::default()
-        };
+        let picture = Picture { marks: u32::MAX, ..Picture::default() };
         let problem = choose(&picture, Fixed::default()).unwrap_err();
         assert!(problem.mend.contains("HAPROXY_MARK"), "{problem}");
     }

@@ -47,9 +47,7 @@ pub fn changes(before: &[Seen], after: &[Seen]) -> Changes {
         }
     }
     for (address, left) in unmatched {
-        changes
-            .closed
-            .extend(std::iter::repeat_n(address.to_owned(), left));
+        changes.closed.extend(std::iter::repeat_n(address.to_owned(), left));
     }
     changes
 }
@@ -60,10 +58,7 @@ mod tests {
 
     fn seen(list: &[(&str, u64)]) -> Vec<Seen> {
         list.iter()
-            .map(|(address, inode)| Seen {
-                address: (*address).to_owned(),
-                inode: *inode,
-            })
+            .map(|(address, inode)| Seen { address: (*address).to_owned(), inode: *inode })
             .collect()
     }
 
@@ -83,10 +78,7 @@ mod tests {
         let before = seen(&[(":80", 1), (":80", 2), (":80", 3)]);
         let after = seen(&[(":80", 1), (":80", 7)]);
         let got = changes(&before, &after);
-        assert_eq!(
-            (got.shared.len(), got.not_shared.len(), got.closed.len()),
-            (1, 1, 1)
-        );
+        assert_eq!((got.shared.len(), got.not_shared.len(), got.closed.len()), (1, 1, 1));
         assert!(got.opened.is_empty());
     }
 }

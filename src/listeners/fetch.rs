@@ -39,13 +39,8 @@ pub async fn listeners(runtime_socket: &Path) -> Result<Vec<Listener>> {
 }
 
 async fn fetch(runtime_socket: &Path) -> Result<Vec<Listener>> {
-    let mut stream = UnixStream::connect(runtime_socket)
-        .await
-        .context("connect")?;
-    stream
-        .write_all(wire::REQUEST)
-        .await
-        .context("send the request")?;
+    let mut stream = UnixStream::connect(runtime_socket).await.context("connect")?;
+    stream.write_all(wire::REQUEST).await.context("send the request")?;
     let mut count = [0; 4];
     match stream.read_exact(&mut count).await {
         // HAProxy just ends the connection when it listens on nothing that it may hand over.
@@ -56,11 +51,7 @@ async fn fetch(runtime_socket: &Path) -> Result<Vec<Listener>> {
     let mut listeners = Vec::new();
     while listeners.len() < count {
         let (bytes, sockets) = message(&stream).await.context("receive listeners")?;
-        ensure!(
-            !sockets.is_empty(),
-            "it hung up after {} of {count}",
-            listeners.len()
-        );
+        ensure!(!sockets.is_empty(), "it hung up after {} of {count}", listeners.len());
         // HAProxy 2.6 does not wait for the last one and has hung up by then; were there more to
         // come, the next read would say so.
         let _ = stream.write_all(&wire::ACKNOWLEDGEMENT).await;
@@ -79,12 +70,7 @@ async fn message(stream: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
             let mut ancillary = RecvAncillaryBuffer::new(&mut space);
             let mut into = [io::IoSliceMut::new(&mut bytes)];
-            let got = recvmsg(
-                stream.as_fd(),
-                &mut into,
-                &mut ancillary,
-                RecvFlags::CMSG_CLOEXEC,
-            )?;
+            let got = recvmsg(stream.as_fd(), &mut into, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
             let sockets: Vec<OwnedFd> = ancillary
                 .drain()
                 .filter_map(|message| match message {
@@ -101,22 +87,11 @@ async fn message(stream: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
 }
 
 fn describe(socket: OwnedFd, description: &Description) -> Result<Listener> {
-    let inode = rustix::fs::fstat(&socket)
-        .context("look at a received socket")?
-        .st_ino;
+    let inode = rustix::fs::fstat(&socket).context("look at a received socket")?.st_ino;
     let name = getsockname(&socket).context("read the address of a received socket")?;
     let kind = sockopt::socket_type(&socket).context("read the type of a received socket")?;
-    let address = Address {
-        name: &name,
-        kind,
-        description,
-    }
-    .to_string();
-    Ok(Listener {
-        socket,
-        address,
-        inode,
-    })
+    let address = Address { name: &name, kind, description }.to_string();
+    Ok(Listener { socket, address, inode })
 }
 
 struct Address<'a> {
@@ -128,11 +103,7 @@ struct Address<'a> {
 impl fmt::Display for Address<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Ok(inet) = std::net::SocketAddr::try_from(self.name.clone()) {
-            let prefix = if self.kind == SocketType::DGRAM {
-                "udp@"
-            } else {
-                ""
-            };
+            let prefix = if self.kind == SocketType::DGRAM { "udp@" } else { "" };
             write!(f, "{prefix}{inet}")?;
         } else if let Ok(unix) = rustix::net::SocketAddrUnix::try_from(self.name.clone()) {
             match (unix.path_bytes(), unix.abstract_name()) {

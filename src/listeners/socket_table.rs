@@ -59,11 +59,7 @@ fn dump(family: u8, into: &mut Vec<Connection>) -> Result<()> {
 fn request(family: u8) -> Vec<u8> {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    let socket_id = if family == AF_INET {
-        SocketId::new_v4()
-    } else {
-        SocketId::new_v6()
-    };
+    let socket_id = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
     let request = InetRequest {
         family,
         protocol: IPPROTO_TCP,
@@ -88,18 +84,11 @@ mod tests {
     fn a_connection_of_ours_is_in_the_table() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let before = established()
-            .unwrap()
-            .iter()
-            .filter(|c| c.local_port == port)
-            .count();
+        let before = established().unwrap().iter().filter(|c| c.local_port == port).count();
         let _client = TcpStream::connect(("127.0.0.1", port)).unwrap();
         let _server = listener.accept().unwrap();
-        let after: Vec<_> = established()
-            .unwrap()
-            .into_iter()
-            .filter(|c| c.local_port == port)
-            .collect();
+        let after: Vec<_> =
+            established().unwrap().into_iter().filter(|c| c.local_port == port).collect();
         assert_eq!((before, after.len()), (0, 1));
         assert_ne!(after[0].inode, 0);
     }

@@ -30,18 +30,12 @@ pub fn descriptions(mut bytes: &[u8], count: usize) -> Result<Vec<Description>, 
         let (namespace, rest) = name(bytes).ok_or_else(|| torn(found.len()))?;
         let (interface, rest) = name(rest).ok_or_else(|| torn(found.len()))?;
         bytes = rest.get(OPTIONS..).ok_or_else(|| torn(found.len()))?;
-        found.push(Description {
-            namespace,
-            interface,
-        });
+        found.push(Description { namespace, interface });
     }
     if found.len() == count {
         Ok(found)
     } else {
-        Err(format!(
-            "{count} descriptors came with {} descriptions",
-            found.len()
-        ))
+        Err(format!("{count} descriptors came with {} descriptions", found.len()))
     }
 }
 
@@ -71,14 +65,9 @@ mod tests {
     fn names_are_read_by_their_lengths() {
         let mut bytes = b"\x03red\x04eth0\0\0\0\0".to_vec();
         bytes.extend(PLAIN);
-        let named = Description {
-            namespace: Some("red".to_owned()),
-            interface: Some("eth0".to_owned()),
-        };
-        assert_eq!(
-            descriptions(&bytes, 2),
-            Ok(vec![named, Description::default()])
-        );
+        let named =
+            Description { namespace: Some("red".to_owned()), interface: Some("eth0".to_owned()) };
+        assert_eq!(descriptions(&bytes, 2), Ok(vec![named, Description::default()]));
     }
 
     #[test]

@@ -13,18 +13,13 @@ pub fn parent_in_stat(stat: &str) -> Option<i32> {
 }
 
 pub fn parent(pid: i32) -> io::Result<Option<i32>> {
-    Ok(parent_in_stat(&fs::read_to_string(format!(
-        "/proc/{pid}/stat"
-    ))?))
+    Ok(parent_in_stat(&fs::read_to_string(format!("/proc/{pid}/stat"))?))
 }
 
 /// The inode in the target of a descriptor's link, as in `socket:[4711]`.
 #[must_use]
 pub fn socket_inode(link: &str) -> Option<u64> {
-    link.strip_prefix("socket:[")?
-        .strip_suffix(']')?
-        .parse()
-        .ok()
+    link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
 /// The inodes of all sockets that a process holds. Refused with EACCES for a process that changed

@@ -14,13 +14,7 @@ pub struct Mistake {
 
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            variable,
-            value,
-            reason,
-            expected,
-            example,
-        } = self;
+        let Self { variable, value, reason, expected, example } = self;
         write!(
             f,
             "{variable}={value:?}: {reason}; expected {expected}, for example {variable}={example}"
@@ -38,9 +32,7 @@ impl fmt::Display for Mistakes {
             1 => write!(f, "one setting is wrong, nothing was changed:")?,
             count => write!(f, "{count} settings are wrong, nothing was changed:")?,
         }
-        self.0
-            .iter()
-            .try_for_each(|mistake| write!(f, "\n  {mistake}"))
+        self.0.iter().try_for_each(|mistake| write!(f, "\n  {mistake}"))
     }
 }
 

@@ -10,23 +10,13 @@ pub(super) struct Variable {
 }
 
 const fn variable(name: &'static str, expected: &'static str, example: &'static str) -> Variable {
-    Variable {
-        name,
-        expected,
-        example,
-    }
+    Variable { name, expected, example }
 }
 
-pub(super) const PORTS: Variable = variable(
-    "HAPROXY_PORTS",
-    "ports from 1 to 65535 separated by commas",
-    "80,443",
-);
-pub(super) const PIDS: Variable = variable(
-    "HAPROXY_PIDS",
-    "PIDs separated by commas or blanks, or auto",
-    "\"4711 4712\"",
-);
+pub(super) const PORTS: Variable =
+    variable("HAPROXY_PORTS", "ports from 1 to 65535 separated by commas", "80,443");
+pub(super) const PIDS: Variable =
+    variable("HAPROXY_PIDS", "PIDs separated by commas or blanks, or auto", "\"4711 4712\"");
 pub(super) const CONFIG: Variable = variable(
     "HAPROXY_CONFIG",
     "a readable configuration file, or a directory with *.cfg files",
@@ -38,40 +28,25 @@ pub(super) const INTERCEPT: Variable = variable(
     "pairs FROM:TO of ports separated by commas, each FROM once",
     "80:8080,443:8443",
 );
-pub(super) const FIREWALL: Variable = variable(
-    "HAPROXY_FIREWALL",
-    "auto or iptables (this version has no other)",
-    "auto",
-);
+pub(super) const FIREWALL: Variable =
+    variable("HAPROXY_FIREWALL", "auto or iptables (this version has no other)", "auto");
 pub(super) const MARK: Variable = variable(
     "HAPROXY_MARK",
     "VALUE or VALUE/MASK in hexadecimal or decimal, with at least one bit and none outside MASK",
     "0x100/0x100",
 );
-pub(super) const TABLE: Variable = variable(
-    "HAPROXY_TABLE",
-    "a number from 1 to 4294967295 other than 253, 254 and 255",
-    "7100",
-);
-pub(super) const STOP_DEADLINE: Variable = variable(
-    "HAPROXY_STOP_DEADLINE",
-    "a length of time from 1s to 7d",
-    "295s",
-);
-pub(super) const DRAIN_DEADLINE: Variable = variable(
-    "HAPROXY_DRAIN_DEADLINE",
-    "a length of time from 1s to 7d",
-    "5m",
-);
+pub(super) const TABLE: Variable =
+    variable("HAPROXY_TABLE", "a number from 1 to 4294967295 other than 253, 254 and 255", "7100");
+pub(super) const STOP_DEADLINE: Variable =
+    variable("HAPROXY_STOP_DEADLINE", "a length of time from 1s to 7d", "295s");
+pub(super) const DRAIN_DEADLINE: Variable =
+    variable("HAPROXY_DRAIN_DEADLINE", "a length of time from 1s to 7d", "5m");
 pub(super) const MAX_GENERATIONS: Variable =
     variable("HAPROXY_MAX_GENERATIONS", "a number from 2 to 64", "8");
 pub(super) const ON_CRASH: Variable = variable("HAPROXY_ON_CRASH", "restart or exit", "restart");
 pub(super) const LOG_FORMAT: Variable = variable("HAPROXY_LOG_FORMAT", "text or json", "json");
-pub(super) const LOG_LEVEL: Variable = variable(
-    "HAPROXY_LOG_LEVEL",
-    "error, warn, info, debug or trace",
-    "info",
-);
+pub(super) const LOG_LEVEL: Variable =
+    variable("HAPROXY_LOG_LEVEL", "error, warn, info, debug or trace", "info");
 
 pub(super) const OURS: [&Variable; 14] = [
     &PORTS,
@@ -91,12 +66,8 @@ pub(super) const OURS: [&Variable; 14] = [
 ];
 
 /// Announced, but not part of this version.
-pub(super) const NOT_YET: [&str; 4] = [
-    "HAPROXY_RELOAD_GUARD",
-    "HAPROXY_METRICS",
-    "HAPROXY_WATCH",
-    "HAPROXY_DISCOVERY",
-];
+pub(super) const NOT_YET: [&str; 4] =
+    ["HAPROXY_RELOAD_GUARD", "HAPROXY_METRICS", "HAPROXY_WATCH", "HAPROXY_DISCOVERY"];
 
 /// HAProxy's own: set by it for its children and checks, or by its official image.
 const HAPROXYS: [&str; 31] = [
@@ -143,12 +114,7 @@ pub(super) fn nearly_ours(name: &str) -> Option<&'static str> {
     }
     OURS.iter()
         .map(|ours| ours.name)
-        .map(|ours| {
-            (
-                strsim::damerau_levenshtein(own, &ours[PREFIX.len()..]),
-                ours,
-            )
-        })
+        .map(|ours| (strsim::damerau_levenshtein(own, &ours[PREFIX.len()..]), ours))
         .filter(|(distance, ours)| *distance <= if ours.len() - PREFIX.len() < 8 { 1 } else { 2 })
         .min()
         .map(|(_, ours)| ours)
@@ -177,14 +143,9 @@ mod tests {
 
     #[test]
     fn the_users_own_variables_and_haproxys_are_left_in_peace() {
-        for name in [
-            "HAPROXY_BACKEND",
-            "HAPROXY_CERTS",
-            "HAPROXY_HOST",
-            "HAPROXY_USER",
-        ]
-        .into_iter()
-        .chain(HAPROXYS)
+        for name in ["HAPROXY_BACKEND", "HAPROXY_CERTS", "HAPROXY_HOST", "HAPROXY_USER"]
+            .into_iter()
+            .chain(HAPROXYS)
         {
             assert_eq!(nearly_ours(name), None, "{name}");
         }

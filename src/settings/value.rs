@@ -30,13 +30,9 @@ pub(super) fn ports(text: &str) -> Result<Vec<Port>, String> {
 pub(super) fn intercept(text: &str) -> Result<Vec<Intercept>, String> {
     let mut all: Vec<Intercept> = Vec::new();
     for entry in entries(text)? {
-        let (from, to) = entry
-            .split_once(':')
-            .ok_or_else(|| format!("{entry:?} is not a pair FROM:TO"))?;
-        let pair = Intercept {
-            from: from.trim().parse()?,
-            to: to.trim().parse()?,
-        };
+        let (from, to) =
+            entry.split_once(':').ok_or_else(|| format!("{entry:?} is not a pair FROM:TO"))?;
+        let pair = Intercept { from: from.trim().parse()?, to: to.trim().parse()? };
         if pair.from == pair.to {
             return Err(format!(
                 "{pair} diverts a port to itself (a bind on that port serves it without)"
@@ -55,10 +51,7 @@ pub(super) fn pids(text: &str) -> Result<Predecessors, String> {
         return Ok(Predecessors::Auto);
     }
     let mut pids = Vec::new();
-    for word in text
-        .split(|c: char| c == ',' || c.is_whitespace())
-        .filter(|w| !w.is_empty())
-    {
+    for word in text.split(|c: char| c == ',' || c.is_whitespace()).filter(|w| !w.is_empty()) {
         let pid = digits(word)
             .and_then(|number| i32::try_from(number).ok())
             .filter(|pid| *pid > 0)
@@ -67,11 +60,7 @@ pub(super) fn pids(text: &str) -> Result<Predecessors, String> {
             pids.push(pid);
         }
     }
-    if pids.is_empty() {
-        Err("there is no PID in it".into())
-    } else {
-        Ok(Predecessors::Pids(pids))
-    }
+    if pids.is_empty() { Err("there is no PID in it".into()) } else { Ok(Predecessors::Pids(pids)) }
 }
 
 pub(super) fn mark(text: &str) -> Result<FwMark, String> {
@@ -102,9 +91,7 @@ pub(super) fn deadline(text: &str) -> Result<Duration, String> {
             .map_err(|error| format!("{text:?} is not a length of time ({error})"))?,
     };
     if duration < SHORTEST_DEADLINE {
-        return Err(format!(
-            "{text:?} is too short, at least 1s is needed to end in order"
-        ));
+        return Err(format!("{text:?} is too short, at least 1s is needed to end in order"));
     }
     if duration > LONGEST_DEADLINE {
         return Err(format!("{text:?} is longer than 7 days"));
@@ -153,11 +140,7 @@ fn entries(text: &str) -> Result<Vec<&str>, String> {
 
 /// Decimal digits only: Rust's own parsers take a plus sign, which no operator means.
 fn digits(text: &str) -> Option<u64> {
-    if text.bytes().all(|b| b.is_ascii_digit()) {
-        text.parse().ok()
-    } else {
-        None
-    }
+    if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None }
 }
 
 fn bits(text: &str) -> Result<u32, String> {
@@ -165,18 +148,13 @@ fn bits(text: &str) -> Result<u32, String> {
     let wrong = || format!("{text:?} is not a 32-bit number (hexadecimal with 0x, or decimal)");
     if let Some(hex) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         let valid = !hex.is_empty() && hex.bytes().all(|b| b.is_ascii_hexdigit());
-        return valid
-            .then(|| u32::from_str_radix(hex, 16).ok())
-            .flatten()
-            .ok_or_else(wrong);
+        return valid.then(|| u32::from_str_radix(hex, 16).ok()).flatten().ok_or_else(wrong);
     }
     if text.len() > 1 && text.starts_with('0') {
         // iptables reads 010 as eight, people as ten.
         return Err(format!("{text:?} begins with 0, which could mean octal"));
     }
-    digits(text)
-        .and_then(|number| u32::try_from(number).ok())
-        .ok_or_else(wrong)
+    digits(text).and_then(|number| u32::try_from(number).ok()).ok_or_else(wrong)
 }
 
 #[cfg(test)]
@@ -186,22 +164,13 @@ mod tests {
     fn refused<T: std::fmt::Debug>(parse: fn(&str) -> Result<T, String>, table: &[(&str, &str)]) {
         for (text, reason) in table {
             let answer = parse(text).unwrap_err();
-            assert!(
-                answer.contains(reason),
-                "{text:?} gave {answer:?}, expected {reason:?}"
-            );
+            assert!(answer.contains(reason), "{text:?} gave {answer:?}, expected {reason:?}");
         }
     }
 
     #[test]
     fn ports_are_numbers_from_1_to_65535_between_commas() {
-        let numbers = |text| {
-            ports(text)
-                .unwrap()
-                .iter()
-                .map(|p| p.number())
-                .collect::<Vec<_>>()
-        };
+        let numbers = |text| ports(text).unwrap().iter().map(|p| p.number()).collect::<Vec<_>>();
         assert_eq!(numbers("80,443"), [80, 443]);
         assert_eq!(numbers(" 80 , 443 "), [80, 443]);
         assert_eq!(numbers("1,65535,1"), [1, 65535]);
@@ -222,13 +191,7 @@ mod tests {
 
     #[test]
     fn an_intercept_goes_from_one_port_to_another_and_each_from_is_there_once() {
-        let shown = |text| {
-            intercept(text)
-                .unwrap()
-                .iter()
-                .map(ToString::to_string)
-                .collect()
-        };
+        let shown = |text| intercept(text).unwrap().iter().map(ToString::to_string).collect();
         let pairs: Vec<String> = shown("80:8080, 443 : 8443");
         assert_eq!(pairs, ["80:8080", "443:8443"]);
         refused(
@@ -250,10 +213,7 @@ mod tests {
     fn pids_are_positive_numbers_between_blanks_or_commas_or_auto() {
         assert_eq!(pids("auto"), Ok(Predecessors::Auto));
         assert_eq!(pids("12"), Ok(Predecessors::Pids(vec![12])));
-        assert_eq!(
-            pids("12 13\n14,, 15 12"),
-            Ok(Predecessors::Pids(vec![12, 13, 14, 15]))
-        );
+        assert_eq!(pids("12 13\n14,, 15 12"), Ok(Predecessors::Pids(vec![12, 13, 14, 15])));
         refused(
             pids,
             &[
@@ -270,17 +230,11 @@ mod tests {
 
     #[test]
     fn a_mark_has_bits_and_all_of_them_under_its_mask() {
-        assert_eq!(
-            mark("0x100/0xff00"),
-            Ok(FwMark::new(0x100, 0xff00).unwrap())
-        );
+        assert_eq!(mark("0x100/0xff00"), Ok(FwMark::new(0x100, 0xff00).unwrap()));
         assert_eq!(mark("256/65280"), Ok(FwMark::new(0x100, 0xff00).unwrap()));
         assert_eq!(mark("0x100"), Ok(FwMark::new(0x100, 0x100).unwrap()));
         assert_eq!(mark("1"), Ok(FwMark::new(1, 1).unwrap()));
-        assert_eq!(
-            mark("0xffffffff"),
-            Ok(FwMark::new(u32::MAX, u32::MAX).unwrap())
-        );
+        assert_eq!(mark("0xffffffff"), Ok(FwMark::new(u32::MAX, u32::MAX).unwrap()));
         refused(
             mark,
             &[
@@ -318,14 +272,9 @@ mod tests {
 
     #[test]
     fn a_deadline_is_a_length_of_time_from_a_second_to_a_week() {
-        for (text, seconds) in [
-            ("295", 295),
-            ("295s", 295),
-            ("5m", 300),
-            ("1h 30m", 5400),
-            ("1s", 1),
-            ("7d", 604_800),
-        ] {
+        for (text, seconds) in
+            [("295", 295), ("295s", 295), ("5m", 300), ("1h 30m", 5400), ("1s", 1), ("7d", 604_800)]
+        {
             assert_eq!(deadline(text), Ok(Duration::from_secs(seconds)), "{text}");
         }
         refused(
@@ -347,19 +296,13 @@ mod tests {
     fn there_are_2_to_64_generations() {
         assert_eq!(generations("2"), Ok(2));
         assert_eq!(generations("64"), Ok(64));
-        refused(
-            generations,
-            &[("1", "2 to 64"), ("65", "2 to 64"), ("many", "2 to 64")],
-        );
+        refused(generations, &[("1", "2 to 64"), ("65", "2 to 64"), ("many", "2 to 64")]);
     }
 
     #[test]
     fn a_log_level_is_one_of_five_words_in_any_case() {
         assert_eq!(log_level("debug"), Ok(LevelFilter::DEBUG));
         assert_eq!(log_level("WARN"), Ok(LevelFilter::WARN));
-        refused(
-            log_level,
-            &[("loud", "not one of the choices"), ("5", "not one")],
-        );
+        refused(log_level, &[("loud", "not one of the choices"), ("5", "not one")]);
     }
 }

@@ -95,8 +95,7 @@ impl Reader {
                 match value.to_str() {
                     // getenv(3) answers with the first of two, and so do we.
                     Some(text) => {
-                        set.entry(name.to_owned())
-                            .or_insert_with(|| text.trim().to_owned());
+                        set.entry(name.to_owned()).or_insert_with(|| text.trim().to_owned());
                     }
                     None => self.mistake(ours, &value.to_string_lossy(), "it is not UTF-8".into()),
                 }
@@ -134,11 +133,7 @@ impl Reader {
                 })
                 .unwrap_or(Transparent::Auto),
             intercept: self
-                .read(
-                    &names::INTERCEPT,
-                    texts.intercept.as_ref(),
-                    value::intercept,
-                )
+                .read(&names::INTERCEPT, texts.intercept.as_ref(), value::intercept)
                 .unwrap_or_default(),
             firewall: self
                 .read(&names::FIREWALL, texts.firewall.as_ref(), |text| {
@@ -149,25 +144,13 @@ impl Reader {
             mark: self.read(&names::MARK, texts.mark.as_ref(), value::mark),
             table: self.read(&names::TABLE, texts.table.as_ref(), value::table),
             stop_deadline: self
-                .read(
-                    &names::STOP_DEADLINE,
-                    texts.stop_deadline.as_ref(),
-                    value::deadline,
-                )
+                .read(&names::STOP_DEADLINE, texts.stop_deadline.as_ref(), value::deadline)
                 .unwrap_or(DEADLINE),
             drain_deadline: self
-                .read(
-                    &names::DRAIN_DEADLINE,
-                    texts.drain_deadline.as_ref(),
-                    value::deadline,
-                )
+                .read(&names::DRAIN_DEADLINE, texts.drain_deadline.as_ref(), value::deadline)
                 .unwrap_or(DEADLINE),
             max_generations: self
-                .read(
-                    &names::MAX_GENERATIONS,
-                    texts.max_generations.as_ref(),
-                    value::generations,
-                )
+                .read(&names::MAX_GENERATIONS, texts.max_generations.as_ref(), value::generations)
                 .unwrap_or(GENERATIONS),
             on_crash: self
                 .read(&names::ON_CRASH, texts.on_crash.as_ref(), |text| {
@@ -182,11 +165,7 @@ impl Reader {
                 })
                 .unwrap_or(LogFormat::Text),
             log_level: self
-                .read(
-                    &names::LOG_LEVEL,
-                    texts.log_level.as_ref(),
-                    value::log_level,
-                )
+                .read(&names::LOG_LEVEL, texts.log_level.as_ref(), value::log_level)
                 .unwrap_or(LevelFilter::INFO),
         }
     }
@@ -199,17 +178,11 @@ impl Reader {
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> Option<T> {
         let text = text?;
-        parse(text)
-            .map_err(|reason| self.mistake(variable, text, reason))
-            .ok()
+        parse(text).map_err(|reason| self.mistake(variable, text, reason)).ok()
     }
 
     fn mistake(&mut self, variable: &Variable, value: &str, reason: String) {
-        let Variable {
-            name,
-            expected,
-            example,
-        } = *variable;
+        let Variable { name, expected, example } = *variable;
         self.mistakes.push(Mistake {
             variable: name,
             value: value.to_owned(),
@@ -220,10 +193,7 @@ impl Reader {
     }
 
     fn warn(&mut self, variable: &str, text: &str) {
-        self.warnings.push(Warning {
-            variable: variable.to_owned(),
-            text: text.to_owned(),
-        });
+        self.warnings.push(Warning { variable: variable.to_owned(), text: text.to_owned() });
     }
 }
 
@@ -242,9 +212,7 @@ mod tests {
 
     fn read(variables: &[(&str, &str)]) -> Answer {
         Settings::from_variables(
-            variables
-                .iter()
-                .map(|(name, value)| (name.into(), value.into())),
+            variables.iter().map(|(name, value)| (name.into(), value.into())),
             |path| match path.to_str() {
                 Some("/there.cfg") => Ok(()),
                 _ => Err("no such file or directory".into()),
@@ -253,25 +221,13 @@ mod tests {
     }
 
     fn warnings(variables: &[(&str, &str)]) -> Vec<String> {
-        read(variables)
-            .unwrap()
-            .1
-            .iter()
-            .map(ToString::to_string)
-            .collect()
+        read(variables).unwrap().1.iter().map(ToString::to_string).collect()
     }
 
     #[test]
     fn no_variables_and_no_mistakes_give_the_defaults() {
         let (settings, warnings) = read(&[("PATH", "/bin"), ("HOME", "/")]).unwrap();
-        assert_eq!(
-            settings
-                .ports
-                .iter()
-                .map(|p| p.number())
-                .collect::<Vec<_>>(),
-            [80, 443]
-        );
+        assert_eq!(settings.ports.iter().map(|p| p.number()).collect::<Vec<_>>(), [80, 443]);
         assert_eq!(
             settings,
             Settings {
@@ -320,10 +276,7 @@ mod tests {
                 pids: Predecessors::None,
                 config: Some("/there.cfg".into()),
                 transparent: Transparent::On,
-                intercept: vec![crate::host::mark::Intercept {
-                    from: port(80),
-                    to: port(8080)
-                }],
+                intercept: vec![crate::host::mark::Intercept { from: port(80), to: port(8080) }],
                 firewall: Firewall::Iptables,
                 mark: FwMark::new(0x10, 0xf0),
                 table: TableId::new(77),
@@ -340,12 +293,8 @@ mod tests {
 
     #[test]
     fn an_empty_variable_counts_as_unset() {
-        let all: Vec<_> = names::OURS
-            .iter()
-            .map(|v| v.name)
-            .chain(names::NOT_YET)
-            .map(|n| (n, " "))
-            .collect();
+        let all: Vec<_> =
+            names::OURS.iter().map(|v| v.name).chain(names::NOT_YET).map(|n| (n, " ")).collect();
         assert_eq!(read(&all).unwrap(), read(&[]).unwrap());
     }
 
@@ -366,18 +315,9 @@ mod tests {
             "  HAPROXY_PORTS=\"eighty\": \"eighty\" is not a port (1 to 65535); expected ports \
              from 1 to 65535 separated by commas, for example HAPROXY_PORTS=80,443"
         );
-        assert!(
-            lines[2].contains("HAPROXY_CONFIG=\"/missing\": no such file"),
-            "{text}"
-        );
-        assert!(
-            lines[3].contains("HAPROXY_STOP_DEADLINE=\"5 parsecs\""),
-            "{text}"
-        );
-        assert!(
-            lines[3].ends_with("for example HAPROXY_STOP_DEADLINE=295s"),
-            "{text}"
-        );
+        assert!(lines[2].contains("HAPROXY_CONFIG=\"/missing\": no such file"), "{text}");
+        assert!(lines[3].contains("HAPROXY_STOP_DEADLINE=\"5 parsecs\""), "{text}");
+        assert!(lines[3].ends_with("for example HAPROXY_STOP_DEADLINE=295s"), "{text}");
     }
 
     #[test]
@@ -388,11 +328,7 @@ mod tests {
             ("HAPROXY_CONFIG", "/missing", "no such file"),
             ("HAPROXY_TRANSPARENT", "maybe", "auto, on or off"),
             ("HAPROXY_INTERCEPT", "80:80", "to itself"),
-            (
-                "HAPROXY_FIREWALL",
-                "nftables",
-                "auto or iptables (this version has no other)",
-            ),
+            ("HAPROXY_FIREWALL", "nftables", "auto or iptables (this version has no other)"),
             ("HAPROXY_MARK", "0", "no bits"),
             ("HAPROXY_TABLE", "254", "the kernel's own"),
             ("HAPROXY_STOP_DEADLINE", "-1s", "not a length of time"),
@@ -413,28 +349,16 @@ mod tests {
     #[test]
     fn an_intercept_without_transparent_proxying_is_a_contradiction() {
         let off = ("HAPROXY_TRANSPARENT", "off");
-        let text = read(&[off, ("HAPROXY_INTERCEPT", "80:8080")])
-            .unwrap_err()
-            .to_string();
-        assert!(
-            text.contains("HAPROXY_TRANSPARENT=off rules it out"),
-            "{text}"
-        );
+        let text = read(&[off, ("HAPROXY_INTERCEPT", "80:8080")]).unwrap_err().to_string();
+        assert!(text.contains("HAPROXY_TRANSPARENT=off rules it out"), "{text}");
         assert!(read(&[off]).is_ok());
     }
 
     #[test]
     fn the_examples_that_mistakes_give_are_themselves_valid() {
-        for variable in names::OURS
-            .iter()
-            .filter(|variable| variable.name != names::CONFIG.name)
-        {
+        for variable in names::OURS.iter().filter(|variable| variable.name != names::CONFIG.name) {
             let example = variable.example.trim_matches('"');
-            assert!(
-                read(&[(variable.name, example)]).is_ok(),
-                "{}={example}",
-                variable.name
-            );
+            assert!(read(&[(variable.name, example)]).is_ok(), "{}={example}", variable.name);
         }
     }
 
@@ -445,10 +369,7 @@ mod tests {
             Settings::from_variables([(name, garbage())], |_| unreachable!("no path was given"))
         };
         let text = read("HAPROXY_PORTS".into()).unwrap_err().to_string();
-        assert!(
-            text.contains("HAPROXY_PORTS=") && text.contains("not UTF-8"),
-            "{text}"
-        );
+        assert!(text.contains("HAPROXY_PORTS=") && text.contains("not UTF-8"), "{text}");
         assert!(read("LS_COLORS".into()).is_ok());
         assert!(read(garbage()).is_ok());
     }
@@ -457,11 +378,7 @@ mod tests {
     fn a_take_over_that_is_asked_for_is_kept_and_warned_about() {
         let (settings, warnings) = read(&[("HAPROXY_PIDS", "12,13")]).unwrap();
         assert_eq!(settings.pids, Predecessors::Pids(vec![12, 13]));
-        assert!(
-            warnings[0].to_string().contains("nothing is signalled"),
-            "{}",
-            warnings[0]
-        );
+        assert!(warnings[0].to_string().contains("nothing is signalled"), "{}", warnings[0]);
         assert_eq!(warnings.len(), 1);
     }
 

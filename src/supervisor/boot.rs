@@ -5,7 +5,8 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -37,6 +38,7 @@ pub const UNAVAILABLE: u8 = 69;
 pub const SOFTWARE: u8 = 70;
 
 const READY_LIMIT: Duration = Duration::from_secs(30);
+const HAND_OVER_LIMIT: Duration = Duration::from_secs(10);
 const GRACE: Duration = Duration::from_secs(5);
 const MOST_CRASHES_IN_A_ROW: u32 = 10;
 
@@ -76,22 +78,14 @@ impl Asked {
         match (settings, arguments) {
             (Ok((settings, warnings)), Ok(arguments)) => {
                 let source = source(&arguments, settings.config.as_deref(), Path::exists);
-                Ok(Self {
-                    settings,
-                    warnings,
-                    arguments,
-                    source,
-                })
+                Ok(Self { settings, warnings, arguments, source })
             }
             (settings, arguments) => {
                 let mut text = settings.err().map(|m| m.to_string()).unwrap_or_default();
                 for mistake in arguments.err().unwrap_or_default() {
                     let _ = write!(text, "\narguments for HAProxy: {mistake}");
                 }
-                Err(Refused {
-                    status: USAGE,
-                    text: text.trim_start().to_owned(),
-                })
+                Err(Refused { status: USAGE, text: text.trim_start().to_owned() })
             }
         }
     }
@@ -177,14 +171,12 @@ impl Survey {
 
     fn program(&self, configuration: Vec<PathBuf>) -> Program {
         let run_directory = PathBuf::from(RUN_DIRECTORY);
-        let configured = match (
-            &self.configuration.server_state_file,
-            &self.configuration.server_state_base,
-        ) {
-            (Some(file), Some(base)) => StateFile::Theirs(base.join(file)),
-            (Some(file), None) => StateFile::Theirs(file.clone()),
-            (None, _) => StateFile::Ours(run_directory.join("server-state")),
-        };
+        let configured =
+            match (&self.configuration.server_state_file, &self.configuration.server_state_base) {
+                (Some(file), Some(base)) => StateFile::Theirs(base.join(file)),
+                (Some(file), None) => StateFile::Theirs(file.clone()),
+                (None, _) => StateFile::Ours(run_directory.join("server-state")),
+            };
         Program {
             binary: self.installed.path.clone(),
             version: self.installed.build.version.to_string(),
@@ -199,14 +191,13 @@ impl Survey {
         let settings = &self.asked.settings;
         Limits {
             ready: READY_LIMIT,
+            hand_over: HAND_OVER_LIMIT,
             stop: settings.stop_deadline,
             drain: settings.drain_deadline,
             grace: GRACE,
             max_generations: settings.max_generations,
             on_crash: match settings.on_crash {
-                OnCrash::Restart => CrashPolicy::Restart {
-                    most_in_a_row: MOST_CRASHES_IN_A_ROW,
-                },
+                OnCrash::Restart => CrashPolicy::Restart { most_in_a_row: MOST_CRASHES_IN_A_ROW },
                 OnCrash::Exit => CrashPolicy::Exit,
             },
         }
@@ -216,14 +207,10 @@ impl Survey {
 /// What cannot work without transparent proxying, if anything.
 fn needs_transparent(asked: &Asked, configuration: &Configuration) -> Option<String> {
     if let Some(place) = configuration.transparent().next() {
-        return Some(format!(
-            "the configuration needs transparent proxying: {place}"
-        ));
+        return Some(format!("the configuration needs transparent proxying: {place}"));
     }
     let first = asked.settings.intercept.first()?;
-    Some(format!(
-        "HAPROXY_INTERCEPT={first} needs transparent proxying"
-    ))
+    Some(format!("HAPROXY_INTERCEPT={first} needs transparent proxying"))
 }
 
 fn refusal(status: u8, problems: &[Problem], because: Option<&str>) -> Refused {
@@ -244,11 +231,7 @@ fn refusal(status: u8, problems: &[Problem], because: Option<&str>) -> Refused {
 fn descriptor_limit() -> Option<u64> {
     let may_raise =
         capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_RESOURCE));
-    if may_raise {
-        None
-    } else {
-        getrlimit(Resource::Nofile).maximum
-    }
+    if may_raise { None } else { getrlimit(Resource::Nofile).maximum }
 }
 
 /// Supervises until the end; the answer is the exit status.
@@ -256,8 +239,8 @@ pub async fn supervise(survey: Survey) -> u8 {
     match boot(survey).await {
         Ok(status) => status,
         Err(error) => {
-            error!("{error:#}");
-            SOFTWARE
+            error!("cannot start: {error:#}");
+            UNAVAILABLE
         }
     }
 }
@@ -271,13 +254,11 @@ async fn boot(survey: Survey) -> Result<u8> {
     make_run_directory(Path::new(RUN_DIRECTORY))?;
     let (asked, requests) = mpsc::unbounded_channel();
     let _control = Server::open(&Path::new(RUN_DIRECTORY).join(SOCKET), asked)?;
+    remove_leftovers(Path::new(RUN_DIRECTORY))?;
     let configuration = match &survey.asked.source {
         Source::Paths(paths) => paths.clone(),
         Source::Embedded => {
-            vec![embedded::write(
-                Path::new(RUN_DIRECTORY),
-                &survey.asked.settings.ports,
-            )?]
+            vec![embedded::write(Path::new(RUN_DIRECTORY), &survey.asked.settings.ports)?]
         }
     };
     let program = survey.program(configuration);
@@ -295,12 +276,7 @@ async fn boot(survey: Survey) -> Result<u8> {
             .map(|intercept| intercept.from.number())
             .collect(),
     };
-    let setting = Setting {
-        program,
-        limits: survey.limits(),
-        host,
-        identity,
-    };
+    let setting = Setting { program, limits: survey.limits(), host, identity };
     let status = run(setting, signals, requests).await;
     // Given back last: until here, what we had on the host was not an orphan's.
     drop(lease);
@@ -309,11 +285,8 @@ async fn boot(survey: Survey) -> Result<u8> {
 }
 
 fn announce(survey: &Survey, program: &Program, instance: &str) {
-    let configuration: Vec<_> = program
-        .configuration
-        .iter()
-        .map(|path| path.display().to_string())
-        .collect();
+    let configuration: Vec<_> =
+        program.configuration.iter().map(|path| path.display().to_string()).collect();
     info!(
         instance,
         version = env!("CARGO_PKG_VERSION"),
@@ -322,13 +295,7 @@ fn announce(survey: &Survey, program: &Program, instance: &str) {
         "hapilot"
     );
     if survey.asked.source == Source::Embedded {
-        let ports: Vec<_> = survey
-            .asked
-            .settings
-            .ports
-            .iter()
-            .map(ToString::to_string)
-            .collect();
+        let ports: Vec<_> = survey.asked.settings.ports.iter().map(ToString::to_string).collect();
         info!(
             ports = ports.join(","),
             statistics = embedded::STATISTICS,
@@ -350,7 +317,7 @@ async fn set_up_host(survey: &Survey, lease: &crate::host::lease::Lease) -> Resu
     let facts = &survey.findings.facts;
     // Also where we set up nothing ourselves: a dead one's interception still hurts.
     if !facts.programs.is_empty() {
-        let swept = sweep(facts).await?;
+        let swept = sweep(facts, Some(lease.instance())).await?;
         for instance in &swept.instances {
             warn!(%instance, "removed what a dead instance had left on the host");
         }
@@ -367,18 +334,30 @@ async fn set_up_host(survey: &Survey, lease: &crate::host::lease::Lease) -> Resu
     for warning in host.warnings() {
         warn!("{warning}");
     }
-    info!(
-        firewall = facts.why,
-        items = host.owned().len(),
-        "transparent proxying is set up"
-    );
+    info!(firewall = facts.why, items = host.owned().len(), "transparent proxying is set up");
     Ok(Some(host))
 }
 
+/// Ours alone, and without what a killed hapilot left in it.
 fn make_run_directory(path: &Path) -> Result<()> {
-    match fs::DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("make {}", path.display())),
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            return Err(error).with_context(|| format!("make {}", path.display()));
+        }
+        _ => {}
     }
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+        .with_context(|| format!("make {} private", path.display()))
+}
+
+/// Not before the control socket is ours: until then they may be another hapilot's.
+fn remove_leftovers(path: &Path) -> Result<()> {
+    for entry in fs::read_dir(path).with_context(|| format!("read {}", path.display()))? {
+        let entry = entry.with_context(|| format!("read {}", path.display()))?;
+        if entry.file_name().as_bytes().starts_with(b"generation-") {
+            let file = entry.path();
+            fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))?;
+        }
+    }
+    Ok(())
 }

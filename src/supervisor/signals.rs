@@ -30,12 +30,8 @@ pub enum Heard {
 impl Signals {
     /// From here on no signal of ours ends the process.
     pub fn subscribe() -> Result<Self> {
-        let ours = [
-            SIGHUP, SIGUSR2, SIGTERM, SIGUSR1, SIGINT, SIGQUIT, SIGTTOU, SIGTTIN, SIGCHLD,
-        ];
-        SignalsInfo::new(ours)
-            .map(Self)
-            .context("subscribe to signals")
+        let ours = [SIGHUP, SIGUSR2, SIGTERM, SIGUSR1, SIGINT, SIGQUIT, SIGTTOU, SIGTTIN, SIGCHLD];
+        SignalsInfo::new(ours).map(Self).context("subscribe to signals")
     }
 
     pub async fn next(&mut self) -> Heard {

@@ -3,8 +3,9 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::generations::Running;
 use super::lifecycle::StateName;
-use super::run::{Running, Supervisor};
+use super::run::Supervisor;
 use crate::control::protocol::{Answer, GenerationStatus, HostItem, ListenerStatus, Status};
 use crate::listeners::socket_table::{Connection, established};
 use crate::process::procfs::socket_inodes;
@@ -13,10 +14,7 @@ impl Supervisor {
     pub(super) fn health(&self) -> Answer {
         let state = self.lifecycle.state();
         let healthy = matches!(state, StateName::Serving | StateName::Reloading);
-        Answer::Health {
-            healthy,
-            state: state.as_str().to_owned(),
-        }
+        Answer::Health { healthy, state: state.as_str().to_owned() }
     }
 
     pub(super) fn status(&self) -> Status {
@@ -37,18 +35,8 @@ impl Supervisor {
     }
 
     fn host_items(&self) -> Vec<HostItem> {
-        let owned = self
-            .host
-            .as_ref()
-            .map(crate::host::Host::owned)
-            .unwrap_or_default();
-        owned
-            .into_iter()
-            .map(|o| HostItem {
-                what: o.what,
-                undo: o.undo,
-            })
-            .collect()
+        let owned = self.host.as_ref().map(crate::host::Host::owned).unwrap_or_default();
+        owned.into_iter().map(|o| HostItem { what: o.what, undo: o.undo }).collect()
     }
 
     fn generation_statuses(&self, clock: &Clock) -> Vec<GenerationStatus> {
@@ -64,7 +52,7 @@ impl Supervisor {
                 GenerationStatus {
                     id: id.number(),
                     pid,
-                    state: Self::phase_of(phase).to_owned(),
+                    state: phase.as_str().to_owned(),
                     since: clock.at(since),
                     connections: pid.and_then(|pid| connections(pid, &ports, &table)),
                     deadline: deadline.map(|at| clock.at(at)),
@@ -74,10 +62,8 @@ impl Supervisor {
     }
 
     fn listener_statuses(&self) -> Vec<ListenerStatus> {
-        let Some(running) = self
-            .lifecycle
-            .serving()
-            .and_then(|serving| self.generations.get(&serving))
+        let Some(running) =
+            self.lifecycle.serving().and_then(|serving| self.generations.get(&serving))
         else {
             return Vec::new();
         };
@@ -91,22 +77,11 @@ impl Supervisor {
 
     /// The ports that clients' connections have on our side.
     fn client_ports(&self) -> HashSet<u16> {
-        let listening = self
-            .generations
-            .values()
-            .flat_map(|running| &running.listens)
-            .filter_map(|seen| {
-                seen.address
-                    .split(' ')
-                    .next()?
-                    .rsplit_once(':')?
-                    .1
-                    .parse()
-                    .ok()
+        let listening =
+            self.generations.values().flat_map(|running| &running.listens).filter_map(|seen| {
+                seen.address.split(' ').next()?.rsplit_once(':')?.1.parse().ok()
             });
-        listening
-            .chain(self.identity.intercepted_ports.iter().copied())
-            .collect()
+        listening.chain(self.identity.intercepted_ports.iter().copied()).collect()
     }
 }
 
@@ -126,10 +101,7 @@ struct Clock {
 
 impl Clock {
     fn now() -> Self {
-        Self {
-            instant: Instant::now(),
-            time: SystemTime::now(),
-        }
+        Self { instant: Instant::now(), time: SystemTime::now() }
     }
 
     fn at(&self, instant: Instant) -> String {

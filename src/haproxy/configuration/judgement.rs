@@ -46,10 +46,7 @@ fn master_worker(configuration: &Configuration) -> Option<Problem> {
 }
 
 fn switched_off(configuration: &Configuration, facts: &Facts<'_>) -> Option<Problem> {
-    let place = configuration
-        .transparent()
-        .next()
-        .filter(|_| !facts.transparent)?;
+    let place = configuration.transparent().next().filter(|_| !facts.transparent)?;
     Some(Problem {
         what: format!("{place}: this needs transparent proxying, which is not set up"),
         mend: "unless something else does it, run with --cap-add=NET_ADMIN and \
@@ -67,10 +64,8 @@ fn user_with_usesrc(configuration: &Configuration, version: &Version) -> Option<
         return Some(Problem { what, mend });
     }
     let kept = |capability: &String| ["cap_net_admin", "cap_net_raw"].contains(&&**capability);
-    (!configuration.setcap.iter().any(kept)).then(|| Problem {
-        what,
-        mend: "add setcap cap_net_admin to the global section".into(),
-    })
+    (!configuration.setcap.iter().any(kept))
+        .then(|| Problem { what, mend: "add setcap cap_net_admin to the global section".into() })
 }
 
 fn descriptors(configuration: &Configuration, facts: &Facts<'_>) -> Option<Problem> {
@@ -94,10 +89,7 @@ fn descriptors(configuration: &Configuration, facts: &Facts<'_>) -> Option<Probl
 
 /// Without a peer of its own name a section is dropped, and stick tables are lost on reload.
 fn stranger(peers: &Peers, configuration: &Configuration, facts: &Facts<'_>) -> Option<Problem> {
-    let set = configuration
-        .local_peer
-        .as_ref()
-        .map(|found| found.value.as_str());
+    let set = configuration.local_peer.as_ref().map(|found| found.value.as_str());
     let name = facts.local_peer.or(set).unwrap_or(facts.hostname);
     let unknown = |name: &str| name.contains('$');
     if peers.disabled
@@ -126,11 +118,7 @@ mod tests {
     use super::*;
 
     fn version(minor: u16, major: u16) -> Version {
-        Version {
-            major,
-            minor,
-            full: format!("{major}.{minor}.1"),
-        }
+        Version { major, minor, full: format!("{major}.{minor}.1") }
     }
 
     fn judged(text: &str, version: &Version, change: impl Fn(&mut Facts<'_>)) -> Vec<String> {
@@ -145,10 +133,7 @@ mod tests {
             transparent: true,
         };
         change(&mut facts);
-        judge(&configuration, &facts)
-            .iter()
-            .map(ToString::to_string)
-            .collect()
+        judge(&configuration, &facts).iter().map(ToString::to_string).collect()
     }
 
     fn asis(text: &str) -> Vec<String> {
@@ -165,11 +150,7 @@ mod tests {
     fn a_master_under_us_is_one_too_many() {
         let problems = asis("global\n master-worker\n");
         assert_eq!(problems.len(), 1);
-        assert!(
-            problems[0].starts_with("h.cfg:2: master-worker"),
-            "{}",
-            problems[0]
-        );
+        assert!(problems[0].starts_with("h.cfg:2: master-worker"), "{}", problems[0]);
     }
 
     #[test]
@@ -188,11 +169,7 @@ mod tests {
         for (minor, major) in [(6, 2), (8, 2)] {
             let problems = judged(text, &version(minor, major), |_| {});
             assert_eq!(problems.len(), 1);
-            assert!(
-                problems[0].contains("must run without user"),
-                "{}",
-                problems[0]
-            );
+            assert!(problems[0].contains("must run without user"), "{}", problems[0]);
         }
         assert!(asis(text)[0].ends_with("add setcap cap_net_admin to the global section"));
         assert_eq!(asis(&with("cap_net_bind_service")).len(), 1);
@@ -208,20 +185,12 @@ mod tests {
         let problems = asis(text);
         assert_eq!(problems.len(), 1);
         assert!(problems[0].starts_with("h.cfg:2: maxconn 4000 needs at least 8017"));
-        assert!(
-            problems[0].contains("--ulimit nofile=9017"),
-            "{}",
-            problems[0]
-        );
+        assert!(problems[0].contains("--ulimit nofile=9017"), "{}", problems[0]);
         let limit = |limit| judged(text, &version(0, 3), |facts| facts.descriptors = limit);
         assert_eq!(limit(Some(8017)), [""; 0]);
         assert_eq!(limit(None), [""; 0]);
         let wins = judged(text, &version(0, 3), |facts| facts.maxconn = Some(u64::MAX));
-        assert!(
-            wins[0].starts_with("the argument -n: maxconn"),
-            "{}",
-            wins[0]
-        );
+        assert!(wins[0].starts_with("the argument -n: maxconn"), "{}", wins[0]);
     }
 
     #[test]

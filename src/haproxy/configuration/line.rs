@@ -63,27 +63,18 @@ mod tests {
         let table: &[(&str, &[&str])] = &[
             ("", &[]),
             ("   # only a comment", &[]),
-            (
-                "  bind  :80\ttransparent # why",
-                &["bind", ":80", "transparent"],
-            ),
+            ("  bind  :80\ttransparent # why", &["bind", ":80", "transparent"]),
             ("a#b", &["a"]),
             (r"a\#b c", &["a#b", "c"]),
             (r"log-format a\ b", &["log-format", "a b"]),
-            (
-                r#"x "a # b" 'c "d"' "e'f""#,
-                &["x", "a # b", "c \"d\"", "e'f"],
-            ),
+            (r#"x "a # b" 'c "d"' "e'f""#, &["x", "a # b", "c \"d\"", "e'f"]),
             (r#"a"b c"d"#, &["ab cd"]),
             (r#"x "" y"#, &["x", "", "y"]),
             (r"'a\ b'", &[r"a\ b"]),
             (r#""\"" \" \'"#, &["\"", "\"", "'"]),
             (r"a\.b \1", &[r"a\.b", r"\1"]),
             (r"\x41\x2f \xZ", &["A/", r"\xZ"]),
-            (
-                r#"peer "${NAME}" "\$x" \$y"#,
-                &["peer", "${NAME}", "$x", r"\$y"],
-            ),
+            (r#"peer "${NAME}" "\$x" \$y"#, &["peer", "${NAME}", "$x", r"\$y"]),
             ("listen\r", &["listen"]),
             (r"open\", &[r"open\"]),
             ("\"open", &["open"]),
@@ -105,9 +96,7 @@ mod tests {
 
     #[test]
     fn any_word_that_is_escaped_is_read_back() {
-        let alphabet = [
-            ' ', '\\', '#', '\'', '"', '\t', '$', '{', 'x', 'n', '4', 'é',
-        ];
+        let alphabet = [' ', '\\', '#', '\'', '"', '\t', '$', '{', 'x', 'n', '4', 'é'];
         for seed in 0..10_000_usize {
             let letters = |from: usize| {
                 let mut left = seed * 31 + from;
@@ -118,10 +107,7 @@ mod tests {
                 })
                 .collect::<String>()
             };
-            let expected = [
-                format!("a{}", letters(7)),
-                format!("b{}", letters(1_000_003)),
-            ];
+            let expected = [format!("a{}", letters(7)), format!("b{}", letters(1_000_003))];
             let line = format!("{}\t {}", escaped(&expected[0]), escaped(&expected[1]));
             assert_eq!(words(&line), expected, "{line:?}");
             // Unescaped it may mean anything, but it must mean something.

@@ -84,10 +84,7 @@ impl Configuration {
             let Some((keyword, arguments)) = words.split_first() else {
                 continue;
             };
-            let place = Place {
-                file: file.to_owned(),
-                line: index + 1,
-            };
+            let place = Place { file: file.to_owned(), line: index + 1 };
             if let Some(begun) = begins(keyword) {
                 section = begun;
                 if begun == Section::Peers {
@@ -122,10 +119,7 @@ impl Configuration {
             "server-state-file" => self.server_state_file = Some(first.into()),
             "server-state-base" => self.server_state_base = Some(first.into()),
             "localpeer" => {
-                self.local_peer = Some(Found {
-                    value: first.to_owned(),
-                    place,
-                });
+                self.local_peer = Some(Found { value: first.to_owned(), place });
             }
             "maxconn" => {
                 self.maxconn = first.parse().ok().map(|value| Found { value, place });
@@ -193,10 +187,7 @@ mod tests {
     #[test]
     fn a_configuration_that_says_nothing_gives_nothing() {
         assert_eq!(scan(""), Configuration::default());
-        assert_eq!(
-            scan("global\n # user haproxy\ndefaults\n"),
-            Configuration::default()
-        );
+        assert_eq!(scan("global\n # user haproxy\ndefaults\n"), Configuration::default());
     }
 
     #[test]
@@ -254,11 +245,8 @@ mod tests {
             "peers one\n peer a 10.0.0.1:1024\n peer b 10.0.0.2:1024\n\
              peers two\n disabled\n bind :1024\n server c\nbackend x\n server d 10.0.0.3\n",
         );
-        let seen: Vec<_> = found
-            .peers
-            .iter()
-            .map(|p| (&*p.section, p.place.line, p.disabled))
-            .collect();
+        let seen: Vec<_> =
+            found.peers.iter().map(|p| (&*p.section, p.place.line, p.disabled)).collect();
         assert_eq!(seen, [("one", 1, false), ("two", 4, true)]);
         assert_eq!(found.peers[0].names, ["a", "b"]);
         assert_eq!(found.peers[1].names, ["c"]);

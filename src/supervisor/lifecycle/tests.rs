@@ -9,6 +9,7 @@ const SECOND: Duration = Duration::from_secs(1);
 fn limits() -> Limits {
     Limits {
         ready: 30 * SECOND,
+        hand_over: 10 * SECOND,
         stop: 295 * SECOND,
         drain: 60 * SECOND,
         grace: 5 * SECOND,
@@ -30,14 +31,7 @@ impl Story {
     fn new(limits: Limits) -> Self {
         let now = Instant::now();
         let (lifecycle, first) = Lifecycle::start(now, limits);
-        assert_eq!(
-            first,
-            [Action::Launch {
-                id: id(1),
-                from: None,
-                why: Why::Start
-            }]
-        );
+        assert_eq!(first, [Action::Launch { id: id(1), from: None, why: Why::Start }]);
         Self { now, lifecycle }
     }
 
@@ -66,11 +60,7 @@ impl Story {
     }
 
     fn reload(&mut self, from: u32, to: u32) {
-        let launch = Action::Launch {
-            id: id(to),
-            from: Some(id(from)),
-            why: Why::Reload,
-        };
+        let launch = Action::Launch { id: id(to), from: Some(id(from)), why: Why::Reload };
         assert_eq!(self.on(Event::ReloadWanted).last(), Some(&launch));
         let (from, to) = (id(from), id(to));
         assert_eq!(self.on(Event::Ready(to)), [Action::HandOver { from, to }]);
@@ -84,10 +74,7 @@ impl Story {
 #[test]
 fn a_first_start_that_fails_ends_with_haproxys_status() {
     let mut story = Story::new(limits());
-    assert_eq!(
-        story.on(Event::Exited(id(1), Exit::Code(1))),
-        [Action::TearDown { status: 1 }]
-    );
+    assert_eq!(story.on(Event::Exited(id(1), Exit::Code(1))), [Action::TearDown { status: 1 }]);
 }
 
 #[test]
@@ -96,10 +83,7 @@ fn a_reload_that_dies_leaves_the_old_generation_serving() {
     story.on(Event::ReloadWanted);
     assert_eq!(
         story.on(Event::Exited(id(2), Exit::Code(1))),
-        [Action::ReloadRefused {
-            id: Some(id(2)),
-            why: Refusal::Died(Exit::Code(1))
-        }]
+        [Action::ReloadRefused { id: Some(id(2)), why: Refusal::Died(Exit::Code(1)) }]
     );
     assert_eq!(story.lifecycle.serving(), Some(id(1)));
     story.reload(1, 3);
@@ -112,10 +96,7 @@ fn a_reload_that_is_never_ready_is_killed_and_refused() {
     assert_eq!(story.tick_at_wake(), [Action::Kill(id(2))]);
     assert_eq!(
         story.on(Event::Exited(id(2), Exit::Signal(9))),
-        [Action::ReloadRefused {
-            id: Some(id(2)),
-            why: Refusal::NotReady
-        }]
+        [Action::ReloadRefused { id: Some(id(2)), why: Refusal::NotReady }]
     );
 }
 
@@ -130,15 +111,8 @@ fn reloads_asked_for_during_a_reload_become_one_more() {
         story.on(Event::HandedOver(id(2))),
         [
             Action::Drain(id(1)),
-            Action::ReloadTaken {
-                from: id(1),
-                to: id(2)
-            },
-            Action::Launch {
-                id: id(3),
-                from: Some(id(2)),
-                why: Why::Reload
-            },
+            Action::ReloadTaken { from: id(1), to: id(2) },
+            Action::Launch { id: id(3), from: Some(id(2)), why: Why::Reload },
         ]
     );
     story.on(Event::Ready(id(3)));
@@ -173,12 +147,7 @@ fn a_crash_is_answered_at_once_and_repeated_ones_back_off() {
     let mut waits = Vec::new();
     for number in 1..=5 {
         let actions = story.on(Event::Exited(id(number), Exit::Signal(9)));
-        let Action::Crashed {
-            restart_in: Some(wait),
-            in_a_row,
-            ..
-        } = actions[0]
-        else {
+        let Action::Crashed { restart_in: Some(wait), in_a_row, .. } = actions[0] else {
             panic!("{actions:?}")
         };
         assert_eq!(in_a_row, number);
@@ -198,14 +167,7 @@ fn a_crash_after_a_while_is_not_in_a_row() {
     let mut story = Story::serving();
     for number in 1..=20 {
         let actions = story.after(SECOND, Event::Exited(id(number), Exit::Signal(9)));
-        assert!(matches!(
-            actions[1],
-            Action::Launch {
-                from: None,
-                why: Why::Recovery,
-                ..
-            }
-        ));
+        assert!(matches!(actions[1], Action::Launch { from: None, why: Why::Recovery, .. }));
         story.on(Event::Ready(id(number + 1)));
     }
     assert_eq!(story.lifecycle.crashes(), 20);
@@ -213,16 +175,10 @@ fn a_crash_after_a_while_is_not_in_a_row() {
 
 #[test]
 fn on_crash_exit_ends_the_others_and_keeps_haproxys_status() {
-    let mut story = Story::serving_with(Limits {
-        on_crash: CrashPolicy::Exit,
-        ..limits()
-    });
+    let mut story = Story::serving_with(Limits { on_crash: CrashPolicy::Exit, ..limits() });
     story.reload(1, 2);
     let actions = story.on(Event::Exited(id(2), Exit::Signal(9)));
-    assert_eq!(
-        actions[1..],
-        [Action::StopIntercepting, Action::Terminate(id(1))]
-    );
+    assert_eq!(actions[1..], [Action::StopIntercepting, Action::Terminate(id(1))]);
     assert_eq!(
         story.on(Event::Exited(id(1), Exit::Signal(15))),
         [Action::TearDown { status: 137 }]
@@ -235,13 +191,7 @@ fn a_reload_under_way_replaces_a_serving_generation_that_dies() {
     story.on(Event::ReloadWanted);
     let actions = story.on(Event::Exited(id(1), Exit::Signal(11)));
     assert!(matches!(actions[..], [Action::Crashed { .. }]));
-    assert_eq!(
-        story.on(Event::Ready(id(2))),
-        [Action::ReloadTaken {
-            from: id(1),
-            to: id(2)
-        }]
-    );
+    assert_eq!(story.on(Event::Ready(id(2))), [Action::ReloadTaken { from: id(1), to: id(2) }]);
     assert_eq!(story.lifecycle.serving(), Some(id(2)));
 }
 
@@ -253,16 +203,9 @@ fn a_reload_during_the_back_off_starts_at_once() {
     assert_eq!(story.lifecycle.state(), StateName::Recovering);
     assert_eq!(
         story.on(Event::ReloadWanted),
-        [Action::Launch {
-            id: id(3),
-            from: None,
-            why: Why::Recovery
-        }]
+        [Action::Launch { id: id(3), from: None, why: Why::Recovery }]
     );
-    let taken = Action::ReloadTaken {
-        from: id(1),
-        to: id(3),
-    };
+    let taken = Action::ReloadTaken { from: id(1), to: id(3) };
     assert_eq!(story.on(Event::Ready(id(3))), [taken]);
 }
 
@@ -276,35 +219,23 @@ fn a_stop_drains_everything_and_gives_the_host_back_when_the_last_is_gone() {
     );
     assert_eq!(
         story.on(Event::ReloadWanted),
-        [Action::ReloadRefused {
-            id: None,
-            why: Refusal::Stopping
-        }]
+        [Action::ReloadRefused { id: None, why: Refusal::Stopping }]
     );
     assert_eq!(story.on(Event::Exited(id(2), Exit::Code(0))), []);
-    assert_eq!(
-        story.on(Event::Exited(id(1), Exit::Code(0))),
-        [Action::TearDown { status: 0 }]
-    );
+    assert_eq!(story.on(Event::Exited(id(1), Exit::Code(0))), [Action::TearDown { status: 0 }]);
 }
 
 #[test]
 fn a_second_stop_ends_the_sessions_now() {
     let mut story = Story::serving();
     story.on(Event::StopWanted(Stop::Graceful));
-    assert_eq!(
-        story.on(Event::StopWanted(Stop::Graceful)),
-        [Action::Terminate(id(1))]
-    );
+    assert_eq!(story.on(Event::StopWanted(Stop::Graceful)), [Action::Terminate(id(1))]);
     assert_eq!(story.on(Event::StopWanted(Stop::Now)), []);
 }
 
 #[test]
 fn a_process_that_cannot_be_killed_does_not_keep_the_host() {
-    let mut story = Story::serving_with(Limits {
-        stop: 5 * SECOND,
-        ..limits()
-    });
+    let mut story = Story::serving_with(Limits { stop: 5 * SECOND, ..limits() });
     let begin = story.now;
     story.on(Event::StopWanted(Stop::Graceful));
     assert_eq!(story.tick_at_wake(), [Action::Terminate(id(1))]);
@@ -328,19 +259,33 @@ fn a_pause_waits_for_the_reload_and_a_paused_one_refuses_the_next() {
     story.on(Event::ReloadWanted);
     assert_eq!(story.on(Event::PauseWanted), []);
     story.on(Event::Ready(id(2)));
-    assert_eq!(
-        story.on(Event::HandedOver(id(2))).last(),
-        Some(&Action::Pause(id(2)))
-    );
+    assert_eq!(story.on(Event::HandedOver(id(2))).last(), Some(&Action::Pause(id(2))));
     assert_eq!(
         story.on(Event::ReloadWanted),
-        [Action::ReloadRefused {
-            id: None,
-            why: Refusal::Paused
-        }]
+        [Action::ReloadRefused { id: None, why: Refusal::Paused }]
     );
     assert_eq!(story.on(Event::ResumeWanted), [Action::Resume(id(2))]);
     story.reload(2, 3);
+}
+
+#[test]
+fn a_hand_over_that_never_ends_does_not_keep_the_old_generation() {
+    let mut story = Story::serving();
+    story.on(Event::ReloadWanted);
+    story.on(Event::Ready(id(2)));
+    let (from, to) = (id(1), id(2));
+    assert_eq!(story.tick_at_wake(), [Action::Drain(from), Action::ReloadTaken { from, to }]);
+    assert_eq!(story.on(Event::HandedOver(to)), []);
+}
+
+#[test]
+fn a_host_that_fails_ends_everything_with_its_status() {
+    let mut story = Story::serving();
+    assert_eq!(
+        story.on(Event::HostFailed { status: 69 }),
+        [Action::StopIntercepting, Action::Terminate(id(1))]
+    );
+    assert_eq!(story.on(Event::Exited(id(1), Exit::Code(0))), [Action::TearDown { status: 69 }]);
 }
 
 /// xorshift64*: a walk is its seed, and a failing one prints it.
@@ -370,17 +315,11 @@ struct World {
 
 impl World {
     fn perform(&mut self, action: Action) {
-        assert!(
-            !self.torn_down || matches!(action, Action::ReloadRefused { .. }),
-            "{action:?}"
-        );
+        assert!(!self.torn_down || matches!(action, Action::ReloadRefused { .. }), "{action:?}");
         match action {
             Action::Launch { id, from, .. } => {
                 assert!(self.ever.insert(id), "generation {id} was there before");
-                assert!(
-                    from.is_none_or(|f| self.alive.contains_key(&f)),
-                    "inherits from a corpse"
-                );
+                assert!(from.is_none_or(|f| self.alive.contains_key(&f)), "inherits from a corpse");
                 self.alive.insert(id, false);
                 self.unanswered += std::mem::take(&mut self.waiting);
             }
@@ -393,10 +332,7 @@ impl World {
             | Action::Kill(id)
             | Action::Pause(id)
             | Action::Resume(id) => {
-                assert!(
-                    self.alive.contains_key(&id),
-                    "{action:?} to a dead generation"
-                );
+                assert!(self.alive.contains_key(&id), "{action:?} to a dead generation");
             }
             Action::Intercept => assert!(!std::mem::replace(&mut self.intercepting, true)),
             Action::StopIntercepting => self.intercepting = false,
@@ -409,11 +345,7 @@ impl World {
             Action::Crashed { .. } => {}
             Action::TearDown { .. } => {
                 assert!(!self.intercepting, "interception without a listener");
-                assert_eq!(
-                    self.unanswered + self.waiting,
-                    0,
-                    "a reload without an answer"
-                );
+                assert_eq!(self.unanswered + self.waiting, 0, "a reload without an answer");
                 self.torn_down = true;
             }
         }
@@ -426,11 +358,7 @@ fn walk(seed: u64) {
         0 => CrashPolicy::Exit,
         _ => CrashPolicy::Restart { most_in_a_row: 3 },
     };
-    let limits = Limits {
-        on_crash,
-        max_generations: 2 + dice.roll(3),
-        ..limits()
-    };
+    let limits = Limits { on_crash, max_generations: 2 + dice.roll(3), ..limits() };
     let mut now = Instant::now();
     let (mut lifecycle, first) = Lifecycle::start(now, limits);
     let mut world = World::default();
@@ -446,20 +374,14 @@ fn walk(seed: u64) {
         now += Duration::from_millis(dice.roll(3000) as u64);
         if let Some(due) = lifecycle.wake_at().filter(|due| *due <= now) {
             now = due;
-            lifecycle
-                .on(now, Event::Tick)
-                .into_iter()
-                .for_each(|a| world.perform(a));
+            lifecycle.on(now, Event::Tick).into_iter().for_each(|a| world.perform(a));
             continue;
         }
         let alive: Vec<_> = world.alive.keys().copied().collect();
         let anyone = (!alive.is_empty()).then(|| alive[dice.roll(alive.len().max(1))]);
         let event = match (dice.roll(12), anyone) {
             (0..=3, Some(id)) => {
-                if lifecycle
-                    .generations()
-                    .any(|(g, p, ..)| g == id && p == Phase::Starting)
-                {
+                if lifecycle.generations().any(|(g, p, ..)| g == id && p == Phase::Starting) {
                     world.alive.insert(id, true);
                 }
                 Event::Ready(id)
@@ -470,14 +392,7 @@ fn walk(seed: u64) {
             (6, Some(id)) => {
                 world.alive.remove(&id);
                 world.handing_over.take_if(|to| *to == id);
-                Event::Exited(
-                    id,
-                    if dice.roll(2) == 0 {
-                        Exit::Code(1)
-                    } else {
-                        Exit::Signal(9)
-                    },
-                )
+                Event::Exited(id, if dice.roll(2) == 0 { Exit::Code(1) } else { Exit::Signal(9) })
             }
             (7 | 8, _) => {
                 world.waiting += 1;
@@ -487,18 +402,11 @@ fn walk(seed: u64) {
             (10, _) => Event::ResumeWanted,
             (11, _) if step > stops_at => {
                 stop_began.get_or_insert(now);
-                Event::StopWanted(if dice.roll(2) == 0 {
-                    Stop::Now
-                } else {
-                    Stop::Graceful
-                })
+                Event::StopWanted(if dice.roll(2) == 0 { Stop::Now } else { Stop::Graceful })
             }
             _ => continue,
         };
-        lifecycle
-            .on(now, event)
-            .into_iter()
-            .for_each(|a| world.perform(a));
+        lifecycle.on(now, event).into_iter().for_each(|a| world.perform(a));
         check(&lifecycle, &world, limits);
         if let Some(deadline) = lifecycle.stop_deadline() {
             assert!(now < deadline, "the stop deadline has passed");

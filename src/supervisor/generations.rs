@@ -1,0 +1,218 @@
+//! Acts: the generations as processes. What they are to each other is the lifecycle's business.
+
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use tokio::task::JoinHandle;
+use tracing::{debug, error, info, warn};
+
+use super::lifecycle::{Event, StateName};
+use super::run::{Message, Supervisor, milliseconds};
+use crate::handover::reload::{HandedOver, hand_over, save_server_state, seen};
+use crate::haproxy::generation::GenerationId;
+use crate::haproxy::launch::{Launched, NotLaunched};
+use crate::haproxy::output::{Words, follow};
+use crate::haproxy::ready::ready;
+use crate::listeners::compare::Seen;
+use crate::process::exit::Exit;
+use crate::process::handle::Handle;
+
+/// After a process is gone its last words are in the pipe already; only something that inherited
+/// the pipe can keep it open longer.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// A generation as a process; `lifecycle` knows its phase.
+#[derive(Debug)]
+pub(super) struct Running {
+    launched_at: Instant,
+    pub(super) ready_after: Option<Duration>,
+    /// `None` before the launch and after the exit.
+    handle: Option<Handle>,
+    pid: Option<i32>,
+    runtime_socket: PathBuf,
+    pub(super) words: Words,
+    output: Option<JoinHandle<()>>,
+    tasks: Vec<JoinHandle<()>>,
+    pub(super) listens: Vec<Seen>,
+    pub(super) handed_over: HandedOver,
+}
+
+impl Running {
+    pub(super) fn pid(&self) -> Option<i32> {
+        self.pid
+    }
+
+    /// Those whose sockets came from the generation before.
+    pub(super) fn shared_addresses(&self) -> &[String] {
+        &self.handed_over.listeners.shared
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Supervisor {
+    /// Whoever asked for a reload by now gets what this launch brings.
+    pub(super) fn prepare(&mut self, id: GenerationId, from: Option<GenerationId>) {
+        let waiting = std::mem::take(&mut self.waiting);
+        self.trying.insert(id, waiting);
+        let mut running = Running {
+            launched_at: Instant::now(),
+            ready_after: None,
+            handle: None,
+            pid: None,
+            runtime_socket: self.program.runtime_socket(id),
+            words: Words::listen(),
+            output: None,
+            tasks: Vec::new(),
+            listens: Vec::new(),
+            handed_over: HandedOver::default(),
+        };
+        let Some(old) = from.and_then(|from| self.generations.get(&from)) else {
+            self.generations.insert(id, running);
+            return self.launch(id, None);
+        };
+        let (socket, program) = (old.runtime_socket.clone(), Rc::clone(&self.program));
+        let messages = self.messages.clone();
+        running.tasks.push(tokio::task::spawn_local(async move {
+            if let Some(file) = &program.state_file
+                && let Err(error) = save_server_state(&socket, file.path()).await
+            {
+                warn!(generation = id.number(), "server state was not saved: {error:#}");
+            }
+            let _ = messages.send(Message::Prepared { id, from });
+        }));
+        self.generations.insert(id, running);
+    }
+
+    pub(super) fn launch(&mut self, id: GenerationId, from: Option<GenerationId>) {
+        // The one to inherit from may have died while things were saved.
+        let socket = from
+            .and_then(|from| self.generations.get(&from))
+            .filter(|old| old.handle.is_some())
+            .map(|old| old.runtime_socket.clone());
+        let Some(running) = self.generations.get_mut(&id) else {
+            return;
+        };
+        running.launched_at = Instant::now();
+        match self.program.launch(id, socket.as_deref()) {
+            Ok(launched) => self.launched(id, launched),
+            Err(NotLaunched { exit, error }) => {
+                error!(generation = id.number(), "HAProxy could not be started: {error:#}");
+                running.words.hear(&format!("{error:#}"));
+                self.send(Message::Event(Event::Exited(id, exit)));
+            }
+        }
+    }
+
+    fn launched(&mut self, id: GenerationId, launched: Launched) {
+        let Launched { handle, runtime_socket, output } = launched;
+        let Some(running) = self.generations.get_mut(&id) else {
+            return;
+        };
+        let pid = handle.pid();
+        info!(generation = id.number(), pid, "started HAProxy");
+        match follow(output, id, pid, running.words.clone()) {
+            Ok(task) => running.output = Some(task),
+            Err(error) => error!(generation = id.number(), "{error:#}"),
+        }
+        let messages = self.messages.clone();
+        running.tasks.push(tokio::task::spawn_local(async move {
+            ready(&runtime_socket, pid).await;
+            let _ = messages.send(Message::Event(Event::Ready(id)));
+        }));
+        running.pid = Some(pid);
+        running.handle = Some(handle);
+    }
+
+    pub(super) fn note_ready(&mut self, id: GenerationId, now: Instant) {
+        let Some(running) = self.generations.get_mut(&id) else {
+            return;
+        };
+        let after = now.duration_since(running.launched_at);
+        running.ready_after = Some(after);
+        info!(generation = id.number(), pid = running.pid, ms = milliseconds(after), "ready");
+        // A reload looks at them when it hands over.
+        if self.lifecycle.state() == StateName::Reloading {
+            return;
+        }
+        let (messages, socket) = (self.messages.clone(), running.runtime_socket.clone());
+        running.tasks.push(tokio::task::spawn_local(async move {
+            match seen(&socket).await {
+                Ok(listens) => drop(messages.send(Message::Listens(id, listens))),
+                Err(error) => warn!(generation = id.number(), "{error:#}"),
+            }
+        }));
+    }
+
+    pub(super) fn hand_over(&mut self, from: GenerationId, to: GenerationId) {
+        let socket = |id| self.generations.get(&id).map(|r| r.runtime_socket.clone());
+        let (Some(old), Some(new)) = (socket(from), socket(to)) else {
+            return;
+        };
+        let messages = self.messages.clone();
+        let task = tokio::task::spawn_local(async move {
+            let handed_over = hand_over(old, new).await;
+            let _ = messages.send(Message::HandedOver(to, handed_over));
+        });
+        if let Some(running) = self.generations.get_mut(&to) {
+            running.tasks.push(task);
+        }
+    }
+
+    pub(super) fn signal(&self, id: GenerationId, signal: Signal, doing: &str) {
+        let Some(running) = self.generations.get(&id) else {
+            return;
+        };
+        info!(generation = id.number(), pid = running.pid, "{doing}");
+        if let Some(handle) = &running.handle
+            && let Err(error) = handle.signal(signal)
+        {
+            error!(generation = id.number(), "{error:#}");
+        }
+    }
+
+    pub(super) fn kill(&mut self, id: GenerationId) {
+        let Some(running) = self.generations.get(&id) else {
+            return;
+        };
+        if running.pid.is_none() {
+            // Not launched yet, and now it never will be.
+            running.tasks.iter().for_each(JoinHandle::abort);
+            return self.send(Message::Event(Event::Exited(id, Exit::Signal(9))));
+        }
+        self.signal(id, Signal::KILL, "killing");
+    }
+
+    pub(super) fn child_ended(&mut self, pid: i32, exit: Exit) {
+        let found = self
+            .generations
+            .iter_mut()
+            .find(|(_, running)| running.handle.as_ref().is_some_and(|handle| handle.pid() == pid));
+        let Some((&id, running)) = found else {
+            debug!(pid, %exit, "reaped an orphan");
+            return;
+        };
+        running.handle = None;
+        running.tasks.drain(..).for_each(|task| task.abort());
+        let (output, messages) = (running.output.take(), self.messages.clone());
+        // Its last words belong before the news of its death.
+        tokio::task::spawn_local(async move {
+            if let Some(output) = output {
+                let _ = tokio::time::timeout(LAST_WORDS, output).await;
+            }
+            let _ = messages.send(Message::Event(Event::Exited(id, exit)));
+        });
+    }
+
+    pub(super) fn forget(&mut self, id: GenerationId) {
+        self.program.forget(id);
+        self.generations.remove(&id);
+        self.trying.remove(&id);
+    }
+}

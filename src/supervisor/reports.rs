@@ -1,0 +1,89 @@
+//! What is told of reloads and crashes, in the log and to whoever asked.
+
+use std::time::{Duration, SystemTime};
+
+use tracing::{error, info, warn};
+
+use super::generations::Running;
+use super::lifecycle::Refusal;
+use super::run::{Supervisor, milliseconds};
+use crate::control::protocol::Answer;
+use crate::handover::receipt::Receipt;
+use crate::haproxy::generation::GenerationId;
+use crate::process::exit::Exit;
+
+impl Supervisor {
+    pub(super) fn crashed(
+        id: GenerationId,
+        exit: Exit,
+        in_a_row: u32,
+        restart_in: Option<Duration>,
+    ) {
+        let generation = id.number();
+        if let Some(wait) = restart_in {
+            let restart_in_ms = milliseconds(wait);
+            error!(generation, %exit, in_a_row, restart_in_ms, "HAProxy crashed; it is started again");
+        } else {
+            error!(generation, %exit, in_a_row, "HAProxy crashed; ending");
+        }
+    }
+
+    pub(super) fn reload_taken(&mut self, from: GenerationId, to: GenerationId) {
+        let mut receipt = self.receipt(Some(to), None);
+        receipt.from_generation = Some(from.number());
+        receipt.from_pid = self.generations.get(&from).and_then(Running::pid);
+        if let Some(running) = self.generations.get_mut(&to) {
+            let handed_over = &running.handed_over;
+            receipt.listeners = handed_over.listeners.clone();
+            receipt.carried_over.clone_from(&handed_over.carried_over);
+            receipt.warnings.clone_from(&handed_over.warnings);
+        }
+        for warning in &receipt.warnings {
+            warn!(generation = to.number(), "{warning}");
+        }
+        info!("reload {receipt}");
+        self.answer(Some(to), receipt);
+    }
+
+    pub(super) fn reload_refused(&mut self, id: Option<GenerationId>, why: Refusal) {
+        let ready = humantime::format_duration(self.limits.ready);
+        let reason = match why {
+            Refusal::Died(exit) => format!("the new HAProxy ended with {exit}"),
+            Refusal::NotReady => format!("the new HAProxy was not ready within {ready}"),
+            Refusal::Paused => "accepting is paused; resume it with SIGTTIN first".to_owned(),
+            Refusal::Stopping => "hapilot is stopping".to_owned(),
+        };
+        let mut receipt = self.receipt(id, Some(reason));
+        let serving = self.lifecycle.serving();
+        receipt.from_generation = serving.map(GenerationId::number);
+        receipt.from_pid = serving.and_then(|id| self.generations.get(&id)).and_then(Running::pid);
+        warn!("reload {receipt}");
+        self.answer(id, receipt);
+    }
+
+    fn receipt(&self, to: Option<GenerationId>, reason: Option<String>) -> Receipt {
+        let at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+        let mut receipt = match reason {
+            Some(reason) => Receipt::refused(at, reason),
+            None => Receipt::taken(at),
+        };
+        receipt.to_generation = to.map(GenerationId::number);
+        if let Some(running) = to.and_then(|to| self.generations.get(&to)) {
+            receipt.to_pid = running.pid();
+            receipt.ready_ms = running.ready_after.map(milliseconds);
+            receipt.haproxy = running.words.take();
+        }
+        receipt
+    }
+
+    fn answer(&mut self, id: Option<GenerationId>, receipt: Receipt) {
+        let waiting = match id {
+            Some(id) => self.trying.remove(&id).unwrap_or_default(),
+            None => std::mem::take(&mut self.waiting),
+        };
+        for answer in waiting {
+            let _ = answer.send(Answer::Reload(Box::new(receipt.clone())));
+        }
+        self.last_reload = Some(receipt);
+    }
+}

@@ -6,7 +6,7 @@ import threading
 from report import milliseconds, spread, table, verdict
 from world import HAPILOT, HAPROXY_ALONE, JSON, World, docker, first_byte
 
-TURNS = 3
+TURNS = 15
 AIM = 50
 # what ends each phase of hapilot's start: its log lines, and then the client's moment
 PHASES = {

@@ -6,7 +6,7 @@ import time
 from report import milliseconds, spread, table, verdict
 from world import HAPILOT, HAPROXY_ALONE, JSON, Ends, World, children, docker, first_byte, until
 
-TURNS = 3
+TURNS = 15
 AIM = 100
 
 

@@ -42,8 +42,13 @@ def machine(image):
             f"Docker {engine}, HAProxy {haproxy.split()[2]}, {iptables}.")
 
 
+def load():
+    """What else the machine had to do."""
+    return f"Load while measuring: {os.getloadavg()[0]:.1f}."
+
+
 def write(part, image, text):
-    text = f"{machine(image)}\n\n{text}"
+    text = f"{machine(image)} {load()}\n\n{text}"
     print(f"\n== {part}\n{text}\n", flush=True)
     begin, end = (f"<!-- scripts/bench {part}: {edge} -->" for edge in ("begin", "end"))
     document = DOCUMENT.read_text()

@@ -24,6 +24,8 @@ def one(world, program, environment):
     watch.start()
     container = world.run("start", program, environment=environment)
     watch.join()
+    if not seen:
+        raise SystemExit(f"bench: {container.name} did not serve; it says:\n{container.said()}")
     begun, at = container.started_at(), seen[0]
     marks = [(when, what) for when, what, _ in container.log() if what in PHASES]
     phases, before = {}, begun

@@ -107,6 +107,10 @@ class Container:
         lines = (json.loads(line) for line in self._logs().stderr.splitlines() if line.startswith("{"))
         return [(timestamp(line["timestamp"]), line["message"], line) for line in lines]
 
+    def said(self):
+        logs = self._logs()
+        return f"{logs.stdout}{logs.stderr}"
+
     def _logs(self):
         return subprocess.run(["docker", "logs", self.name], capture_output=True, text=True, check=True)
 

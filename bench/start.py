@@ -31,7 +31,9 @@ def one(world, program, environment):
     phases, before = {}, begun
     for when, what in [*marks, (at, "first byte")]:
         phases[what], before = when - before, when
-    docker("stop", "--time=10", container.name)
+    if program is HAPILOT:
+        # the next one shall find the network as this one did; HAProxy alone left nothing in it
+        docker("stop", "--time=10", container.name)
     container.remove()
     return at - container.asked_at, at - begun, phases
 

@@ -33,6 +33,7 @@ use crate::host::sweep::sweep;
 use crate::host::{Host, Wanted};
 use crate::listeners::keeper::{self, Keeper};
 use crate::problem::Problem;
+use crate::process::together::both;
 use crate::settings::{OnCrash, Settings, Transparent, Warning};
 
 pub const USAGE: u8 = 64;
@@ -105,8 +106,10 @@ impl Asked {
 impl Survey {
     /// Changes nothing. All that is wrong comes in one refusal.
     pub fn take(asked: Asked) -> Result<Self, Refused> {
-        let findings = preflight::look(&asked.wanted());
-        let found = installed::find(&std::env::var_os("PATH").unwrap_or_default());
+        let search_path = std::env::var_os("PATH").unwrap_or_default();
+        // Its first start in a container is HAProxy's slowest.
+        let (findings, found) =
+            both(|| preflight::look(&asked.wanted()), || installed::find(&search_path));
         // A file that cannot be read is HAProxy's to complain about, in its own words.
         let configuration = match &asked.source {
             Source::Paths(paths) => {

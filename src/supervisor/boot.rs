@@ -29,7 +29,7 @@ use crate::haproxy::judge::Judge;
 use crate::haproxy::launch::Program;
 use crate::haproxy::{configuration_files, embedded};
 use crate::host::preflight::{self, Findings, RUN_DIRECTORY};
-use crate::host::sweep::sweep;
+use crate::host::sweep::{Swept, sweep};
 use crate::host::{Host, Wanted};
 use crate::listeners::keeper::{self, Keeper};
 use crate::problem::Problem;
@@ -319,27 +319,31 @@ fn announce(survey: &Survey, program: &Program, instance: &str) {
 
 async fn set_up_host(survey: &Survey, lease: &crate::host::lease::Lease) -> Result<Option<Host>> {
     let facts = &survey.findings.facts;
-    // Also where we set up nothing ourselves: a dead one's interception still hurts.
-    if !facts.programs.is_empty() {
-        let swept = sweep(facts, Some(lease.instance())).await?;
-        for instance in &swept.instances {
-            warn!(%instance, "removed what a dead instance had left on the host");
-        }
-        for failure in &swept.failures {
-            error!("{failure}");
-        }
-    }
     if !survey.transparent {
+        // Also where we set up nothing ourselves: a dead one's interception still hurts.
+        if !facts.programs.is_empty() {
+            tell_of_sweep(&sweep(facts, Some(lease.instance())).await?);
+        }
         return Ok(None);
     }
-    let host = Host::set_up(lease.instance(), &survey.asked.wanted(), facts)
+    let (swept, host) = Host::begin(lease.instance(), &survey.asked.wanted(), facts)
         .await
         .context("set up transparent proxying")?;
+    tell_of_sweep(&swept);
     for warning in host.warnings() {
         warn!("{warning}");
     }
     info!(firewall = facts.why, items = host.owned().len(), "transparent proxying is set up");
     Ok(Some(host))
+}
+
+fn tell_of_sweep(swept: &Swept) {
+    for instance in &swept.instances {
+        warn!(%instance, "removed what a dead instance had left on the host");
+    }
+    for failure in &swept.failures {
+        error!("{failure}");
+    }
 }
 
 /// Ours alone, and without what a killed hapilot left in it.

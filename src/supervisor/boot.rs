@@ -33,6 +33,7 @@ use crate::host::sweep::{Swept, sweep};
 use crate::host::{Host, Wanted};
 use crate::listeners::keeper::{self, Keeper};
 use crate::problem::Problem;
+use crate::process::procfs;
 use crate::process::together::both;
 use crate::settings::{OnCrash, Settings, Transparent, Warning};
 
@@ -306,6 +307,9 @@ fn announce(survey: &Survey, program: &Program, instance: &str) {
             "no configuration was found; serving the embedded page"
         );
     }
+    for warning in neighbours(survey.findings.facts.pid_1) {
+        warn!("{warning}");
+    }
     for note in &survey.asked.arguments.notes {
         warn!("{note}");
     }
@@ -315,6 +319,27 @@ fn announce(survey: &Survey, program: &Program, instance: &str) {
     for warning in &survey.warnings {
         warn!("{warning}");
     }
+}
+
+/// Processes around us that an operator should know of.
+fn neighbours(pid_1: bool) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let parent = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
+    let parent = parent.and_then(|pid| procfs::name(pid).ok()).unwrap_or_default();
+    if !pid_1 && ["tini", "docker-init", "dumb-init"].contains(&parent.as_str()) {
+        problems.push(Problem::new(
+            format!("{parent} is above us and does not pass SIGTTOU and SIGTTIN on as they are"),
+            "leave docker run --init away: hapilot does what it would do",
+        ));
+    }
+    let of_a_generation = format!("{RUN_DIRECTORY}/generation-");
+    for pid in procfs::with_argument(|word| word.starts_with(of_a_generation.as_bytes())) {
+        problems.push(Problem::new(
+            format!("HAProxy {pid} of a hapilot that was killed is still there and may be serving"),
+            format!("end it with kill -USR1 {pid} once this one serves"),
+        ));
+    }
+    problems
 }
 
 async fn set_up_host(survey: &Survey, lease: &crate::host::lease::Lease) -> Result<Option<Host>> {

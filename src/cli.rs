@@ -223,7 +223,7 @@ fn check(haproxy: &[OsString]) -> Result<u8, Refused> {
     ));
     say(format_args!(
         "transparent proxying: {}",
-        if survey.transparent { &*survey.findings.facts.why } else { "off" }
+        if survey.transparent { survey.findings.facts.firewall() } else { "off".to_owned() }
     ));
     for warning in &survey.warnings {
         say(format_args!("  warning: {warning}"));
@@ -294,6 +294,7 @@ fn plan() -> Result<u8, Refused> {
     let wanted = survey.asked.wanted();
     let facts = &survey.findings.facts;
     let plan = in_runtime(plan_for(Instance::new(0), &wanted, facts))??;
+    say("# 00000000 stands for the name that the instance gets when it starts");
     say(plan);
     Ok(0)
 }

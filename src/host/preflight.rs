@@ -32,6 +32,15 @@ pub struct Facts {
     pub pid_1: bool,
 }
 
+impl Facts {
+    /// The program that is taken, and why.
+    #[must_use]
+    pub fn firewall(&self) -> String {
+        let program = self.program.map_or("none", |program| program.command(Family::V4));
+        format!("{program} ({})", self.why)
+    }
+}
+
 /// What preflight found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Findings {

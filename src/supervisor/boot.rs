@@ -358,7 +358,11 @@ async fn set_up_host(survey: &Survey, lease: &crate::host::lease::Lease) -> Resu
     for warning in host.warnings() {
         warn!("{warning}");
     }
-    info!(firewall = facts.why, items = host.owned().len(), "transparent proxying is set up");
+    info!(
+        firewall = facts.firewall(),
+        items = host.owned().len(),
+        "transparent proxying is set up"
+    );
     Ok(Some(host))
 }
 

@@ -58,6 +58,9 @@ pub fn socket_inodes(pid: i32) -> io::Result<HashSet<u64>> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::process::{Command, Stdio};
+
     use super::*;
 
     #[test]
@@ -68,12 +71,19 @@ mod tests {
 
     #[test]
     fn a_process_is_found_by_an_argument() {
-        let mut child = std::process::Command::new("sleep").arg("4711.25").spawn().unwrap();
-        let found = with_argument(|word| word == b"4711.25");
-        let name = name(child.id().cast_signed()).unwrap();
-        child.kill().unwrap();
+        let mut child = Command::new("sh")
+            .args(["-c", "echo; read end", "4711.25"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Before it has said something it may not be the shell yet.
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        let pid = child.id().cast_signed();
+        assert_eq!(with_argument(|word| word == b"4711.25"), [pid]);
+        assert_eq!(name(pid).unwrap(), "sh");
+        drop(child.stdin.take());
         child.wait().unwrap();
-        assert_eq!((found, name.as_str()), (vec![child.id().cast_signed()], "sleep"));
     }
 
     #[test]

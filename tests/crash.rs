@@ -69,6 +69,24 @@ fn connections_that_wait_to_be_accepted_when_haproxy_dies_are_served_by_the_next
 }
 
 #[test]
+fn a_crash_beside_a_broken_configuration_is_answered_with_the_last_good_one() {
+    let (lab, mut hapilot, before) = start_with(&[], Pid::One);
+    lab.balancer.write("haproxy.cfg", "frontend broken\n  no-such-keyword\n");
+    assert!(!hapilot.command(&["reload"]).status.success());
+    let killed = kill_haproxy(&hapilot);
+    assert_eq!(get(&lab.client, &web(), "/").body(), "10.1.0.2", "waited and was served");
+    let successor = hapilot.await_successor(&killed);
+    assert_ne!(successor.pid, killed.pid);
+    hapilot.log.await_line("last good one");
+    let config = haproxy_cfg::transparent(":80", ":::80 v6only");
+    lab.balancer.write("haproxy.cfg", &config);
+    hapilot.reload();
+    assert_eq!(get(&lab.client, &web(), "/").body(), "10.1.0.2");
+    hapilot.stop();
+    lab.balancer.state().assert_same_as(&before);
+}
+
+#[test]
 fn five_crashes_in_a_row_back_off_and_still_refuse_nobody() {
     let (lab, mut hapilot, before) = start_with(&[], Pid::One);
     let mut pauses = Vec::new();

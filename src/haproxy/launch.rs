@@ -79,6 +79,12 @@ impl Program {
         self.run_directory.join(format!("generation-{id}.cfg"))
     }
 
+    /// Where a generation's configuration is kept as it was.
+    #[must_use]
+    pub fn copies(&self, id: GenerationId) -> PathBuf {
+        self.run_directory.join(format!("generation-{id}.d"))
+    }
+
     /// Removes the files of a generation that is gone.
     pub fn forget(&self, id: GenerationId) {
         for path in [self.runtime_socket(id), self.fragment(id)] {
@@ -105,6 +111,7 @@ impl Program {
         &self,
         id: GenerationId,
         from: Option<&Path>,
+        configuration: &[PathBuf],
     ) -> std::result::Result<Launched, NotLaunched> {
         let ours = |error: anyhow::Error| NotLaunched { exit: Exit::Code(70), error };
         let runtime_socket = self.runtime_socket(id);
@@ -117,7 +124,9 @@ impl Program {
         let (output, child_side) = pipe_with(PipeFlags::CLOEXEC)
             .context("make a pipe for HAProxy's output")
             .map_err(ours)?;
-        let mut command = self.command(&fragment, from, id, child_side).map_err(ours)?;
+        let argv =
+            command_line::command(&self.binary, &fragment, configuration, &self.arguments, from);
+        let mut command = self.command(&argv, id, child_side).map_err(ours)?;
         let child = {
             // Inherited by exactly this child: one thread, so nobody else forks in between.
             let _inherited = Inherited::new(&listener).map_err(ours)?;
@@ -132,20 +141,7 @@ impl Program {
         Ok(Launched { handle, runtime_socket, output })
     }
 
-    fn command(
-        &self,
-        fragment: &Path,
-        from: Option<&Path>,
-        id: GenerationId,
-        output: OwnedFd,
-    ) -> Result<Command> {
-        let argv = command_line::command(
-            &self.binary,
-            fragment,
-            &self.configuration,
-            &self.arguments,
-            from,
-        );
+    fn command(&self, argv: &[OsString], id: GenerationId, output: OwnedFd) -> Result<Command> {
         let mut command = Command::new(&self.binary);
         command
             .args(&argv[1..])

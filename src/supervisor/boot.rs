@@ -393,7 +393,9 @@ fn remove_leftovers(path: &Path) -> Result<()> {
         let entry = entry.with_context(|| format!("read {}", path.display()))?;
         if entry.file_name().as_bytes().starts_with(b"generation-") {
             let file = entry.path();
-            if let Err(error) = fs::remove_file(&file) {
+            let removed =
+                if file.is_dir() { fs::remove_dir_all(&file) } else { fs::remove_file(&file) };
+            if let Err(error) = removed {
                 warn!("remove {}: {error}", file.display());
             }
         }

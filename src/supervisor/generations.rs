@@ -8,9 +8,10 @@ use rustix::process::Signal;
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
-use super::lifecycle::{Event, Phase, StateName};
+use super::lifecycle::{Event, Phase, StateName, Why};
 use super::run::{Message, Supervisor, milliseconds};
 use crate::handover::reload::{HandedOver, hand_over, save_server_state};
+use crate::haproxy::configuration_files::Copies;
 use crate::haproxy::generation::GenerationId;
 use crate::haproxy::judge::Judgement;
 use crate::haproxy::launch::{Launched, NotLaunched};
@@ -29,6 +30,9 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 /// A generation as a process; `lifecycle` knows its phase.
 #[derive(Debug)]
 pub(super) struct Running {
+    why: Why,
+    /// Its configuration as it was when it was launched; with us once it is ready.
+    copies: Option<Copies>,
     launched_at: Instant,
     pub(super) ready_after: Option<Duration>,
     /// The kernel's, at the launch.
@@ -70,12 +74,14 @@ impl Drop for Running {
 
 impl Supervisor {
     /// Whoever asked for a reload by now gets what this launch brings.
-    pub(super) fn prepare(&mut self, id: GenerationId, from: Option<GenerationId>) {
+    pub(super) fn prepare(&mut self, id: GenerationId, from: Option<GenerationId>, why: Why) {
         let waiting = std::mem::take(&mut self.waiting);
         self.trying.insert(id, waiting);
         let Judgement { problems, state_file } = self.judge.judge();
         Rc::make_mut(&mut self.program).state_file = state_file;
         let mut running = Running {
+            why,
+            copies: None,
             launched_at: Instant::now(),
             ready_after: None,
             counters: Counters::default(),
@@ -115,7 +121,22 @@ impl Supervisor {
         };
         running.launched_at = Instant::now();
         running.counters = counters::read().unwrap_or_default();
-        match self.program.launch(id, source.as_deref()) {
+        let last_good = self.last_good.as_ref().filter(|_| running.why == Why::LastGood);
+        if last_good.is_some() {
+            error!(
+                generation = id.number(),
+                "HAProxy does not start with the configuration that is there now; it is started \
+                 with the last good one"
+            );
+        }
+        let configuration = last_good.map_or(&self.program.configuration, |copies| &copies.files);
+        // In the moment before HAProxy reads the same.
+        let into = self.program.copies(id);
+        match Copies::make(configuration, self.judge.directory.as_deref(), into) {
+            Ok(copies) => running.copies = Some(copies),
+            Err(error) => debug!(generation = id.number(), "no copy to fall back on: {error:#}"),
+        }
+        match self.program.launch(id, source.as_deref(), configuration) {
             Ok(launched) => self.launched(id, launched),
             Err(NotLaunched { exit, error }) => {
                 error!(generation = id.number(), "HAProxy could not be started: {error:#}");
@@ -151,6 +172,9 @@ impl Supervisor {
         };
         let after = now.duration_since(running.launched_at);
         running.ready_after = Some(after);
+        if let Some(copies) = running.copies.take() {
+            self.last_good = Some(copies);
+        }
         info!(generation = id.number(), pid = running.pid, ms = milliseconds(after), "ready");
         // A reload looks at them when it hands over.
         if self.lifecycle.state() == StateName::Reloading {

@@ -22,6 +22,7 @@ use crate::control::protocol::{Answer, Request};
 use crate::control::server::Asked;
 use crate::handover::receipt::Receipt;
 use crate::handover::reload::HandedOver;
+use crate::haproxy::configuration_files::Copies;
 use crate::haproxy::generation::GenerationId;
 use crate::haproxy::judge::Judge;
 use crate::haproxy::launch::Program;
@@ -56,6 +57,8 @@ pub struct Supervisor {
     pub(super) host: Option<Host>,
     pub(super) keeper: Keeper,
     pub(super) last_reload: Option<Receipt>,
+    /// The configuration of the generation that was ready last.
+    pub(super) last_good: Option<Copies>,
     pub(super) identity: Identity,
     pub(super) limits: Limits,
     /// Whoever waits for the next launch, and for the outcome of one.
@@ -115,6 +118,7 @@ impl Supervisor {
             host,
             keeper,
             last_reload: None,
+            last_good: None,
             identity,
             limits,
             waiting: Vec::new(),
@@ -243,7 +247,7 @@ impl Supervisor {
     async fn perform(&mut self, actions: Vec<Action>) -> Option<u8> {
         for action in actions {
             match action {
-                Action::Launch { id, from, .. } => self.prepare(id, from),
+                Action::Launch { id, from, why } => self.prepare(id, from, why),
                 Action::HandOver { from, to } => self.hand_over(from, to),
                 Action::Drain(id) => self.signal(id, Signal::USR1, "draining"),
                 Action::Terminate(id) => self.signal(id, Signal::TERM, "ending its sessions"),

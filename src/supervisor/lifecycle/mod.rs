@@ -58,6 +58,8 @@ struct Recovery {
     asked: bool,
     /// One more reload was asked for meanwhile.
     again: bool,
+    /// `Why::Recovery` or `Why::LastGood`.
+    why: Why,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -276,7 +278,7 @@ impl Lifecycle {
             // The operator may just have mended what made HAProxy die: no reason to wait longer.
             State::Recovering(Recovery { step: RecoveryStep::Waiting { .. }, lost, .. }) => {
                 let lost = *lost;
-                self.recover(turn, lost, true);
+                self.recover(turn, lost, true, Why::Recovery);
             }
             State::Starting { again }
             | State::Reloading(Reload { again, .. })
@@ -309,7 +311,7 @@ impl Lifecycle {
             }
             State::Serving(serving) if serving == id => {
                 self.count_crash(turn, id, exit, gone);
-                self.replace(turn, id, exit, false);
+                self.replace(turn, id, exit, (false, Why::Recovery));
             }
             State::Reloading(reload) if reload.serving == id => {
                 self.count_crash(turn, id, exit, gone);
@@ -327,7 +329,12 @@ impl Lifecycle {
                 } else {
                     self.count_crash(turn, id, exit, gone);
                 }
-                self.replace(turn, recovery.lost, exit, recovery.again);
+                // It was never ready, so what it read may be broken: the other one by turns.
+                let why = match recovery.why {
+                    Why::Recovery if !recovery.again => Why::LastGood,
+                    _ => Why::Recovery,
+                };
+                self.replace(turn, recovery.lost, exit, (recovery.again, why));
             }
             State::Stopping(_) => self.give_back_if_empty(turn),
             _ => {}
@@ -344,7 +351,8 @@ impl Lifecycle {
             self.end(turn, exit.status());
         } else {
             let step = RecoveryStep::Starting(next);
-            self.state = State::Recovering(Recovery { step, lost, asked: true, again });
+            let why = Why::Recovery;
+            self.state = State::Recovering(Recovery { step, lost, asked: true, again, why });
         }
     }
 
@@ -368,23 +376,35 @@ impl Lifecycle {
     }
 
     /// Nobody serves and nobody is on the way. `asked`: a reload waits for an answer.
-    fn replace(&mut self, turn: &mut Turn, lost: GenerationId, exit: Exit, asked: bool) {
+    fn replace(
+        &mut self,
+        turn: &mut Turn,
+        lost: GenerationId,
+        exit: Exit,
+        (asked, why): (bool, Why),
+    ) {
+        let tried = match self.state {
+            State::Recovering(recovery) => Some(recovery.why),
+            _ => None,
+        };
+        // Another configuration is another chance.
+        let at_once = asked || (why == Why::LastGood && tried == Some(Why::Recovery));
         match self.restart_in() {
             // HAProxy's own status is what the container ends with; sessions of older generations
             // are ended, because nobody is left to serve and the restart policy should act soon.
             None => self.end(turn, exit.status()),
-            Some(wait) if wait.is_zero() || asked => self.recover(turn, lost, asked),
+            Some(wait) if wait.is_zero() || at_once => self.recover(turn, lost, asked, why),
             Some(wait) => {
                 let step = RecoveryStep::Waiting { until: turn.now + wait };
                 let (asked, again) = (false, false);
-                self.state = State::Recovering(Recovery { step, lost, asked, again });
+                self.state = State::Recovering(Recovery { step, lost, asked, again, why });
             }
         }
     }
 
-    fn recover(&mut self, turn: &mut Turn, lost: GenerationId, asked: bool) {
-        let step = RecoveryStep::Starting(self.launch(turn, None, Why::Recovery));
-        self.state = State::Recovering(Recovery { step, lost, asked, again: false });
+    fn recover(&mut self, turn: &mut Turn, lost: GenerationId, asked: bool, why: Why) {
+        let step = RecoveryStep::Starting(self.launch(turn, None, why));
+        self.state = State::Recovering(Recovery { step, lost, asked, again: false, why });
     }
 
     fn stop_wanted(&mut self, turn: &mut Turn, stop: Stop) {
@@ -462,10 +482,13 @@ impl Lifecycle {
             {
                 self.handed_over(turn, next);
             }
-            State::Recovering(Recovery { step: RecoveryStep::Waiting { until }, lost, .. })
-                if until <= turn.now =>
-            {
-                self.recover(turn, lost, false);
+            State::Recovering(Recovery {
+                step: RecoveryStep::Waiting { until },
+                lost,
+                why,
+                ..
+            }) if until <= turn.now => {
+                self.recover(turn, lost, false, why);
             }
             State::Stopping(Stopping { give_up_at, status }) if give_up_at <= turn.now => {
                 self.fleet.give_up();

@@ -73,6 +73,9 @@ pub enum Why {
     Start,
     Reload,
     Recovery,
+    /// With the configuration of the generation that was ready last: the one that is there now
+    /// does not start.
+    LastGood,
 }
 
 /// Why a reload was not taken.

@@ -20,6 +20,7 @@ use crate::host::preflight::{self, RUN_DIRECTORY};
 use crate::host::{Wanted, instance::Instance, plan_for, sweep};
 use crate::logging;
 use crate::supervisor::boot::{Asked, Refused, SOFTWARE, Survey, UNAVAILABLE, USAGE, supervise};
+use crate::supervisor::signals::Signals;
 
 /// A question whose answer needs no HAProxy.
 const QUICK: Duration = Duration::from_secs(5);
@@ -154,27 +155,32 @@ impl From<anyhow::Error> for Refused {
 }
 
 fn run(haproxy: &[OsString]) -> u8 {
-    let survey = Asked::read(haproxy).and_then(Survey::take);
-    let survey = match survey {
-        Ok(survey) => survey,
-        Err(refused) => {
-            complain(&refused.text);
-            return refused.status;
-        }
-    };
-    let settings = &survey.asked.settings;
-    let log = logging::start(settings.log_format, settings.log_level);
-    let status = in_runtime(async {
-        tokio::select! {
-            status = supervise(survey) => status,
-            () = log.flush_when_possible() => SOFTWARE,
-        }
-    });
-    log.finish();
+    let status = in_runtime(supervised(haproxy)).and_then(|status| status);
     status.unwrap_or_else(|error| {
         complain(&format!("{error:#}"));
         SOFTWARE
     })
+}
+
+async fn supervised(haproxy: &[OsString]) -> Result<u8> {
+    // Before the look at the host, which takes a while: PID 1 never sees a signal for which it has
+    // no handler (pid_namespaces(7)), so a stop that early would be lost.
+    let signals = Signals::subscribe()?;
+    let survey = match Asked::read(haproxy).and_then(Survey::take) {
+        Ok(survey) => survey,
+        Err(refused) => {
+            complain(&refused.text);
+            return Ok(refused.status);
+        }
+    };
+    let settings = &survey.asked.settings;
+    let log = logging::start(settings.log_format, settings.log_level);
+    let status = tokio::select! {
+        status = supervise(survey, signals) => status,
+        () = log.flush_when_possible() => SOFTWARE,
+    };
+    log.finish();
+    Ok(status)
 }
 
 /// One thread: see `supervisor::reaper` for why.
@@ -217,7 +223,7 @@ fn check(haproxy: &[OsString]) -> Result<u8, Refused> {
     ));
     say(format_args!(
         "transparent proxying: {}",
-        if survey.transparent { &*survey.findings.facts.why } else { "off" }
+        if survey.transparent { survey.findings.facts.firewall() } else { "off".to_owned() }
     ));
     for warning in &survey.warnings {
         say(format_args!("  warning: {warning}"));
@@ -288,6 +294,7 @@ fn plan() -> Result<u8, Refused> {
     let wanted = survey.asked.wanted();
     let facts = &survey.findings.facts;
     let plan = in_runtime(plan_for(Instance::new(0), &wanted, facts))??;
+    say("# 00000000 stands for the name that the instance gets when it starts");
     say(plan);
     Ok(0)
 }

@@ -23,7 +23,7 @@ use crate::settings::LogFormat;
 const MOST_WAITING: usize = 1024 * 1024;
 /// A pipe that is writable takes this much without blocking (`PIPE_BUF`, pipe(7)).
 const PIECE: usize = 4096;
-const LAST_WORDS: Duration = Duration::from_secs(1);
+pub const LAST_WORDS: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Default)]
 struct Waiting {

@@ -4,10 +4,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::haproxy::peers::learning;
 use crate::haproxy::runtime_api::{LIMIT, ask};
 use crate::haproxy::server_state::carry_over;
 use crate::listeners::compare::{Changes, Seen, changes};
@@ -15,6 +16,9 @@ use crate::listeners::fetch::{Listener, listeners};
 
 /// Before the launch everybody waits for this, so it is shorter than the usual limit.
 const SAVE_LIMIT: Duration = Duration::from_millis(500);
+/// HAProxy 2.6 learns for 5 s after each start.
+const TEACH_LIMIT: Duration = Duration::from_secs(6);
+const TEACH_AGAIN: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Default)]
 pub struct HandedOver {
@@ -29,7 +33,8 @@ pub struct HandedOver {
 /// `old` and `new` are runtime sockets, `before` is what the old one listens on.
 pub async fn hand_over(old: PathBuf, new: PathBuf, before: Vec<Seen>) -> HandedOver {
     let mut handed = HandedOver::default();
-    let (after, servers) = tokio::join!(listeners(&new), carry_servers(&old, &new));
+    let (after, servers, taught) =
+        tokio::join!(listeners(&new), carry_servers(&old, &new), able_to_teach(&old));
     match after {
         Ok(after) => {
             let seen: Vec<_> = after.iter().map(Listener::seen).collect();
@@ -39,22 +44,50 @@ pub async fn hand_over(old: PathBuf, new: PathBuf, before: Vec<Seen>) -> HandedO
         Err(error) => handed.warnings.push(format!("{error:#}")),
     }
     match servers {
-        Ok(commands) => handed.carried_over = commands,
+        Ok((commands, refused)) => {
+            handed.carried_over = commands;
+            handed.warnings.extend(refused);
+        }
         Err(error) => handed.warnings.push(format!("{error:#}")),
     }
+    handed.warnings.extend(taught.err().map(|error| format!("{error:#}")));
     handed
 }
 
-async fn carry_servers(old: &Path, new: &Path) -> Result<Vec<String>> {
+/// Waits until the old one could teach its stick tables to the new one when it is told to stop.
+/// Both serve meanwhile. HAProxy tells nobody when it is done learning, so it is asked again.
+async fn able_to_teach(old: &Path) -> Result<()> {
+    let until = Instant::now() + TEACH_LIMIT;
+    loop {
+        let answer = ask(old, "show peers", LIMIT).await?;
+        let learning = learning(&answer);
+        if learning.is_empty() {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < until,
+            "peers {}: still learning, so their stick tables may not be handed over",
+            learning.join(", ")
+        );
+        tokio::time::sleep(TEACH_AGAIN).await;
+    }
+}
+
+/// The commands that were carried out, and what was wrong with each of the others.
+async fn carry_servers(old: &Path, new: &Path) -> Result<(Vec<String>, Vec<String>)> {
     const STATE: &str = "show servers state";
     let old_state = ask(old, STATE, LIMIT).await?;
     let new_state = ask(new, STATE, LIMIT).await?;
-    let commands = carry_over(&old_state, &new_state);
-    for command in &commands {
-        let answer = ask(new, command, LIMIT).await?;
-        ensure!(answer.trim().is_empty(), "{command}: {}", answer.trim());
+    let (mut done, mut refused) = (Vec::new(), Vec::new());
+    for command in carry_over(&old_state, &new_state) {
+        // A balance that knows no weights refuses one; a drain after it still counts.
+        let answer = ask(new, &command, LIMIT).await?;
+        match answer.trim() {
+            "" => done.push(command),
+            words => refused.push(format!("{command}: {words}")),
+        }
     }
-    Ok(commands)
+    Ok((done, refused))
 }
 
 /// Saves the state of the servers where the next generation looks for it (`server-state-file`; it
@@ -64,4 +97,51 @@ pub async fn save_server_state(runtime_socket: &Path, file: &Path) -> Result<()>
     let fresh = file.with_extension("new");
     fs::write(&fresh, state).with_context(|| format!("write {}", fresh.display()))?;
     fs::rename(&fresh, file).with_context(|| format!("rename it to {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    const COLUMNS: &str = "1\n# be_name srv_name srv_admin_state srv_uweight srv_iweight\n";
+
+    /// A runtime socket: answers each command and writes it down, until it is dropped.
+    async fn pretend(socket: &Path, answer: impl Fn(&str) -> String, heard: &RefCell<Vec<String>>) {
+        let listener = UnixListener::bind(socket).unwrap();
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut stream = BufReader::new(stream);
+            let mut line = String::new();
+            stream.read_line(&mut line).await.unwrap();
+            stream.get_mut().write_all(answer(line.trim()).as_bytes()).await.unwrap();
+            heard.borrow_mut().push(line.trim().to_owned());
+        }
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_command_that_is_refused_does_not_keep_back_the_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let (old, new) = (directory.path().join("old"), directory.path().join("new"));
+        let (before, after) = (RefCell::default(), RefCell::default());
+        let old_state = |_: &str| format!("{COLUMNS}web a 0 5 10\nweb b 1 1 1\n");
+        let new_state = |command: &str| match command {
+            "show servers state" => format!("{COLUMNS}web a 0 10 10\nweb b 0 1 1\n"),
+            weight if weight.contains("weight") => "only 0% and 100%\n".to_owned(),
+            _ => "\n".to_owned(),
+        };
+        let carried = tokio::select! {
+            biased;
+            () = pretend(&old, old_state, &before) => unreachable!(),
+            () = pretend(&new, new_state, &after) => unreachable!(),
+            carried = carry_servers(&old, &new) => carried.unwrap(),
+        };
+        assert_eq!(carried.0, ["set server web/b state maint"]);
+        assert_eq!(carried.1, ["set server web/a weight 5: only 0% and 100%"]);
+        assert_eq!(after.borrow().len(), 3);
+    }
 }

@@ -40,6 +40,49 @@ pub fn read(paths: &[PathBuf], directory: Option<&Path>) -> anyhow::Result<Confi
     Ok(configuration)
 }
 
+/// The files of a configuration as they were, in a directory that is removed with this. What they
+/// name by a path (certificates, maps) is not in it.
+#[derive(Debug)]
+pub struct Copies {
+    directory: PathBuf,
+    /// In the order of the originals.
+    pub files: Vec<PathBuf>,
+}
+
+impl Copies {
+    pub fn make(
+        paths: &[PathBuf],
+        directory: Option<&Path>,
+        into: PathBuf,
+    ) -> anyhow::Result<Self> {
+        fs::create_dir(&into).with_context(|| format!("make {}", into.display()))?;
+        let mut copies = Self { directory: into, files: Vec::new() };
+        copies.fill(paths, directory)?;
+        Ok(copies)
+    }
+
+    fn fill(&mut self, paths: &[PathBuf], directory: Option<&Path>) -> anyhow::Result<()> {
+        for path in paths {
+            let path = directory.map_or_else(|| path.clone(), |directory| directory.join(path));
+            for file in files(&path).with_context(|| format!("look at {}", path.display()))? {
+                anyhow::ensure!(file.is_file(), "{} can be read only once", file.display());
+                let name = file.file_name().unwrap_or_default().to_string_lossy();
+                let copy = self.directory.join(format!("{:04}-{name}", self.files.len()));
+                fs::copy(&file, &copy).with_context(|| format!("copy {}", file.display()))?;
+                self.files.push(copy);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Copies {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
 /// The path itself, or of a directory its regular files `*.cfg` in lexical order, without those
 /// that begin with a dot.
 fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
@@ -67,6 +110,22 @@ fn reason(error: &io::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn copies_keep_the_order_and_the_text() {
+        let dir = tree(&[("b.cfg", "second"), ("a.cfg", "first"), ("c.txt", "no")]);
+        let alone = tree(&[("a.cfg", "third")]);
+        let into = tempfile::tempdir().unwrap();
+        let paths = [dir.path().to_owned(), alone.path().join("a.cfg")];
+        let copies = Copies::make(&paths, None, into.path().join("new")).unwrap();
+        let read = |file: &PathBuf| fs::read_to_string(file).unwrap();
+        let texts: Vec<_> = copies.files.iter().map(read).collect();
+        assert_eq!(texts, ["first", "second", "third"]);
+        let device = Copies::make(&["/dev/null".into()], None, into.path().join("other"));
+        assert!(device.is_err());
+        drop(copies);
+        assert_eq!(fs::read_dir(into.path()).unwrap().count(), 0, "nothing is left");
+    }
 
     fn tree(entries: &[(&str, &str)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();

@@ -79,6 +79,12 @@ impl Program {
         self.run_directory.join(format!("generation-{id}.cfg"))
     }
 
+    /// Where a generation's configuration is kept as it was.
+    #[must_use]
+    pub fn copies(&self, id: GenerationId) -> PathBuf {
+        self.run_directory.join(format!("generation-{id}.d"))
+    }
+
     /// Removes the files of a generation that is gone.
     pub fn forget(&self, id: GenerationId) {
         for path in [self.runtime_socket(id), self.fragment(id)] {
@@ -90,10 +96,22 @@ impl Program {
         }
     }
 
+    /// What was saved for an earlier generation may be long out of date: who starts without a
+    /// predecessor to ask starts as the configuration says. A file of the operator's stays.
+    pub fn forget_server_state(&self) {
+        if let Some(StateFile::Ours(path)) = &self.state_file
+            && let Err(error) = fs::remove_file(path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, path = %path.display(), "could not remove the file");
+        }
+    }
+
     pub fn launch(
         &self,
         id: GenerationId,
         from: Option<&Path>,
+        configuration: &[PathBuf],
     ) -> std::result::Result<Launched, NotLaunched> {
         let ours = |error: anyhow::Error| NotLaunched { exit: Exit::Code(70), error };
         let runtime_socket = self.runtime_socket(id);
@@ -106,31 +124,24 @@ impl Program {
         let (output, child_side) = pipe_with(PipeFlags::CLOEXEC)
             .context("make a pipe for HAProxy's output")
             .map_err(ours)?;
-        let mut command = self.command(&fragment, from, id, child_side).map_err(ours)?;
+        let argv =
+            command_line::command(&self.binary, &fragment, configuration, &self.arguments, from);
+        let mut command = self.command(&argv, id, child_side).map_err(ours)?;
         let child = {
             // Inherited by exactly this child: one thread, so nobody else forks in between.
             let _inherited = Inherited::new(&listener).map_err(ours)?;
             command.spawn()
         };
-        let child = child.map_err(|error| not_launched(&self.binary, error))?;
-        let handle = Handle::open(&child).map_err(ours)?;
+        let mut child = child.map_err(|error| not_launched(&self.binary, error))?;
+        let handle = Handle::open(&child).map_err(|error| {
+            // Nobody could drain or stop it (no descriptor left, or a kernel without pidfd).
+            let _ = child.kill().and_then(|()| child.wait());
+            ours(error)
+        })?;
         Ok(Launched { handle, runtime_socket, output })
     }
 
-    fn command(
-        &self,
-        fragment: &Path,
-        from: Option<&Path>,
-        id: GenerationId,
-        output: OwnedFd,
-    ) -> Result<Command> {
-        let argv = command_line::command(
-            &self.binary,
-            fragment,
-            &self.configuration,
-            &self.arguments,
-            from,
-        );
+    fn command(&self, argv: &[OsString], id: GenerationId, output: OwnedFd) -> Result<Command> {
         let mut command = Command::new(&self.binary);
         command
             .args(&argv[1..])
@@ -151,7 +162,9 @@ fn fragment_text(id: GenerationId, runtime_fd: i32, state_file: Option<&StateFil
     let mut text = format!(
         "# hapilot's part of generation {id}: the runtime socket, inherited as descriptor\n\
          # {runtime_fd}. Everything else is in your own configuration.\n\
-         global\n    stats socket fd@{runtime_fd} level admin expose-fd listeners\n"
+         global\n    stats socket fd@{runtime_fd} level admin expose-fd listeners\n\
+         \x20   # All stats sockets share it; the default of 10 may be taken by somebody's idle ones.\n\
+         \x20   stats maxconn 100\n"
     );
     // The first generation has none, and HAProxy warns of a file that is not there.
     if let Some(StateFile::Ours(path)) = state_file
@@ -196,5 +209,31 @@ impl Drop for Inherited<'_> {
     fn drop(&mut self) {
         // Cannot fail on an open descriptor.
         let _ = rustix::io::fcntl_setfd(self.0, FdFlags::CLOEXEC);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_server_state_is_forgotten() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("state");
+        let program = |state_file| Program {
+            binary: PathBuf::from("haproxy"),
+            version: String::new(),
+            arguments: Vec::new(),
+            configuration: Vec::new(),
+            run_directory: directory.path().to_owned(),
+            state_file: Some(state_file),
+        };
+        fs::write(&file, "1\n").unwrap();
+        program(StateFile::Theirs(file.clone())).forget_server_state();
+        assert!(file.exists());
+        let ours = StateFile::Ours(file.clone());
+        program(ours.clone()).forget_server_state();
+        assert!(!file.exists());
+        assert!(!fragment_text(GenerationId::FIRST, 3, Some(&ours)).contains("server-state-file"));
     }
 }

@@ -10,6 +10,8 @@ use std::collections::HashMap;
 /// Bits of `srv_admin_state` that come from the runtime API (`SRV_ADMF_FMAINT`, `SRV_ADMF_FDRAIN`).
 const FORCED_MAINTENANCE: u32 = 0x01;
 const FORCED_DRAIN: u32 = 0x08;
+/// Set beside `FORCED_MAINTENANCE` for `disabled` in the configuration (`SRV_ADMF_CMAINT`).
+const CONFIGURED_MAINTENANCE: u32 = 0x04;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Server {
@@ -44,7 +46,7 @@ fn differences(old: &Server, new: &Server) -> Vec<String> {
     if gained & FORCED_DRAIN != 0 {
         commands.push(format!("set server {server} state drain"));
     }
-    if gained & FORCED_MAINTENANCE != 0 {
+    if gained & FORCED_MAINTENANCE != 0 && old.admin & CONFIGURED_MAINTENANCE == 0 {
         commands.push(format!("set server {server} state maint"));
     }
     // A weight that the configuration changed is the operator's newer word.
@@ -114,8 +116,8 @@ mod tests {
 
     #[test]
     fn what_the_configuration_says_is_not_overruled() {
-        // "b" is disabled in the configuration itself (0x04), "c" got a new weight there.
-        let old = state(&[("b", 4, 1, 1), ("c", 0, 5, 10), ("gone", 8, 1, 1)]);
+        // "b" was disabled in the configuration itself, for which HAProxy sets 0x01 and 0x04; "c" got a new weight there.
+        let old = state(&[("b", 5, 1, 1), ("c", 0, 5, 10), ("gone", 8, 1, 1)]);
         let new = state(&[("b", 0, 1, 1), ("c", 0, 20, 20)]);
         assert_eq!(carry_over(&old, &new), Vec::<String>::new());
     }

@@ -3,7 +3,7 @@
 //! The `iptables` package hides its child's pid, and the one thread of this program waits for it.
 //! So a watchdog thread finds that child when the time is up, and kills it with its descendants:
 //! one that kept the output pipe open would make the caller wait on. A child is ours when we are
-//! its parent, it is in our network namespace and its command line is the one that we gave.
+//! its parent, it is in our network namespace and its arguments are the ones that we gave.
 
 use std::fmt;
 use std::fs;
@@ -41,8 +41,9 @@ impl std::error::Error for Killed {}
 /// What the child looks like in `/proc`.
 #[derive(Debug)]
 struct Child {
-    /// Zero bytes between the arguments, as in `/proc/PID/cmdline`.
-    command_line: Vec<u8>,
+    /// Zero bytes between them, as in `/proc/PID/cmdline`. Without the program's name: a wrapper
+    /// executes another program in its own place, with the same arguments.
+    arguments: Vec<u8>,
     namespace: PathBuf,
 }
 
@@ -56,7 +57,7 @@ pub(super) fn within<T>(
     if limit < SHORTEST {
         bail!("no time is left to run {program}");
     }
-    let child = Child::new(program, arguments)?;
+    let child = Child::new(arguments)?;
     let (finished, watch) = mpsc::channel::<()>();
     let watchdog = thread::Builder::new()
         .name("watchdog".into())
@@ -80,15 +81,16 @@ pub(super) fn within<T>(
 }
 
 impl Child {
-    fn new(program: &str, arguments: &[&str]) -> Result<Self> {
+    fn new(words: &[&str]) -> Result<Self> {
         let namespace =
             fs::read_link("/proc/thread-self/ns/net").context("read our network namespace")?;
-        let mut command_line = Vec::new();
-        for word in std::iter::once(&program).chain(arguments) {
-            command_line.extend_from_slice(word.as_bytes());
-            command_line.push(0);
+        // The zero byte that ends the name, or the last argument: never a part of a longer word.
+        let mut arguments = vec![0];
+        for word in words {
+            arguments.extend_from_slice(word.as_bytes());
+            arguments.push(0);
         }
-        Ok(Self { command_line, namespace })
+        Ok(Self { arguments, namespace })
     }
 
     fn kill(&self) -> bool {
@@ -108,9 +110,8 @@ impl Child {
     fn is(&self, pid: i32) -> bool {
         let in_our_namespace = fs::read_link(format!("/proc/{pid}/ns/net"))
             .is_ok_and(|namespace| namespace == self.namespace);
-        // A script's command line begins with its interpreter and its own full path.
         let command_line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        in_our_namespace && command_line.ends_with(&self.command_line)
+        in_our_namespace && command_line.ends_with(&self.arguments)
     }
 }
 

@@ -19,6 +19,7 @@ use super::record::{Former, Record};
 use super::saved::{claimed, marks_in_ruleset};
 use super::step::{Family, Place, Step, Undo};
 use super::survey::Survey;
+use super::sweep::{Swept, look, sweep_seen};
 use super::sysctl;
 use super::tproxy::{self, Choice, Fixed, Picture};
 use crate::problem::Problem;
@@ -81,11 +82,36 @@ impl Host {
         Lease::take()
     }
 
-    /// Sweep first. Needs a tokio runtime.
+    /// Sweeps and sets up under one lock and, if nothing was left by anybody, with one look.
+    pub async fn begin(
+        instance: Instance,
+        wanted: &Wanted,
+        facts: &Facts,
+    ) -> Result<(Swept, Self)> {
+        let lock = SetupLock::take(SET_UP_LOCK).await.context("sweep and set up the host")?;
+        let (mut kernel, mut survey) = look(facts)?;
+        let swept = sweep_seen(&lock, &mut kernel, &survey, Some(instance)).await?;
+        if !swept.instances.is_empty() || !swept.undone.is_empty() {
+            (kernel, survey) = look(facts)?;
+        }
+        Ok((swept, Self::set_up_seen(instance, wanted, facts, kernel, &survey).await?))
+    }
+
+    /// Without a sweep. Needs a tokio runtime.
     pub async fn set_up(instance: Instance, wanted: &Wanted, facts: &Facts) -> Result<Self> {
         let _lock = SetupLock::take(SET_UP_LOCK).await.context("set up the host")?;
-        let mut kernel = Linux::open()?;
-        let prepared = prepare(&mut kernel, instance, wanted, facts).await?;
+        let (kernel, survey) = look(facts)?;
+        Self::set_up_seen(instance, wanted, facts, kernel, &survey).await
+    }
+
+    async fn set_up_seen(
+        instance: Instance,
+        wanted: &Wanted,
+        facts: &Facts,
+        mut kernel: Linux,
+        survey: &Survey,
+    ) -> Result<Self> {
+        let prepared = prepare(&mut kernel, survey, instance, wanted, facts).await?;
         let mut foundation = Applied::default();
         foundation.apply(&mut kernel, &prepared.plan.foundation).await?;
         Ok(Self {
@@ -165,12 +191,20 @@ impl Host {
             .await
             .inspect_err(|error| warn!("tear down without the set-up lock: {error:#}"))
             .ok();
-        match self.others() {
-            Ok(others) => self.kernel.others = others,
-            Err(error) => warn!("tear down without a look at other instances: {error:#}"),
+        if self.has_sysctls() {
+            match self.others() {
+                Ok(others) => self.kernel.others = others,
+                Err(error) => warn!("tear down without a look at other instances: {error:#}"),
+            }
         }
         failures.extend(self.foundation.roll_back(&mut self.kernel).await);
         collected(failures)
+    }
+
+    /// What the others have recorded decides about the sysctls alone.
+    fn has_sysctls(&self) -> bool {
+        let sysctl = |undo: &Undo| matches!(undo, Undo::RestoreNonlocalBind { .. });
+        self.foundation.undos().iter().any(sysctl)
     }
 
     fn others(&self) -> Result<Vec<Record>> {
@@ -186,8 +220,8 @@ fn collected(failures: Vec<Failure>) -> Result<(), TearDownError> {
 /// The plan that `set_up` would follow, for `hapilot plan`. Changes nothing, and claims nothing:
 /// another start may take the same numbers first. Needs a tokio runtime.
 pub async fn plan(instance: Instance, wanted: &Wanted, facts: &Facts) -> Result<Plan> {
-    let mut kernel = Linux::open()?;
-    Ok(prepare(&mut kernel, instance, wanted, facts).await?.plan)
+    let (mut kernel, survey) = look(facts)?;
+    Ok(prepare(&mut kernel, &survey, instance, wanted, facts).await?.plan)
 }
 
 struct Prepared {
@@ -197,14 +231,14 @@ struct Prepared {
 
 async fn prepare(
     kernel: &mut Linux,
+    survey: &Survey,
     instance: Instance,
     wanted: &Wanted,
     facts: &Facts,
 ) -> Result<Prepared> {
     let program = facts.program.ok_or_else(|| anyhow!("no iptables program works here"))?;
-    let survey = Survey::take(&kernel.iptables, &facts.programs, &facts.families)?;
     kernel.others = survey.living_records(Some(instance))?;
-    let picture = picture(kernel, &survey, wanted, &facts.families).await?;
+    let picture = picture(kernel, survey, wanted, &facts.families).await?;
     let fixed = Fixed { mark: wanted.mark, table: wanted.table };
     let Choice { numbers, warnings } =
         tproxy::choose(&picture, fixed).map_err(|problem| anyhow!("{problem}"))?;

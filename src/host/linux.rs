@@ -11,8 +11,9 @@ use super::iptables::Iptables;
 use super::mark::TableId;
 use super::record::{Numbers, Record};
 use super::routing::{Added, Routing};
-use super::step::{Family, Step, Undo};
+use super::step::{Family, PROTOCOL, Step, Undo};
 use super::sysctl;
+use super::tproxy::Rule;
 
 #[derive(Debug)]
 pub struct Linux {
@@ -72,7 +73,9 @@ impl Linux {
     }
 
     async fn remove_route(&self, family: Family, table: TableId) -> Result<()> {
-        if self.table_is_shared(table) {
+        // Our own rule is gone by now: another hapilot that still looks this table up needs it.
+        let another = |rule: &Rule| rule.table == table.number() && rule.protocol == PROTOCOL;
+        if self.routing.rules(family).await?.iter().any(another) {
             debug!(%table, "left to the other instance that needs it");
             return Ok(());
         }

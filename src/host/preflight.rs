@@ -12,6 +12,7 @@ use super::saved::Saved;
 use super::step::{Family, Place, Program};
 use super::sysctl;
 use crate::problem::Problem;
+use crate::process::together::{both, each};
 
 /// Where our sockets live.
 pub const RUN_DIRECTORY: &str = "/run/hapilot";
@@ -29,6 +30,15 @@ pub struct Facts {
     pub families: Vec<Family>,
     /// As PID 1 orphans come to us; else we must become a child subreaper.
     pub pid_1: bool,
+}
+
+impl Facts {
+    /// The program that is taken, and why.
+    #[must_use]
+    pub fn firewall(&self) -> String {
+        let program = self.program.map_or("none", |program| program.command(Family::V4));
+        format!("{program} ({})", self.why)
+    }
 }
 
 /// What preflight found.
@@ -110,11 +120,15 @@ impl Findings {
         let counts: Vec<(Program, usize)> =
             usable.iter().map(|(program, saved)| (*program, saved.foreign_rules)).collect();
         for (program, why) in preferences(&counts) {
-            let lacking = lacking(iptables, Place { program, family: Family::V4 }, wanted);
+            let place = |family| Place { program, family };
+            let (lacking, lacking_for_ipv6) = both(
+                || lacking(iptables, place(Family::V4), wanted),
+                || lacking_for_ipv6(iptables, place(Family::V6), wanted),
+            );
             if lacking.is_empty() {
                 self.facts.program = Some(program);
                 self.facts.why = why;
-                self.look_at_ipv6(iptables, program, wanted);
+                self.judge_ipv6(&lacking_for_ipv6);
                 return Ok(());
             }
             problems.extend(lacking);
@@ -122,12 +136,7 @@ impl Findings {
         Err(problems)
     }
 
-    fn look_at_ipv6(&mut self, iptables: &Iptables, program: Program, wanted: &Wanted) {
-        let place = Place { program, family: Family::V6 };
-        let lacking = match ipv6_off() {
-            Some(why) => vec![why.to_owned()],
-            None => lacking(iptables, place, wanted).into_iter().map(|p| p.what).collect(),
-        };
+    fn judge_ipv6(&mut self, lacking: &[String]) {
         if lacking.is_empty() {
             self.facts.families.push(Family::V6);
         } else {
@@ -136,6 +145,13 @@ impl Findings {
                 "nothing to do if this host has no IPv6",
             ));
         }
+    }
+}
+
+fn lacking_for_ipv6(iptables: &Iptables, place: Place, wanted: &Wanted) -> Vec<String> {
+    match ipv6_off() {
+        Some(why) => vec![why.to_owned()],
+        None => lacking(iptables, place, wanted).into_iter().map(|p| p.what).collect(),
     }
 }
 
@@ -165,9 +181,9 @@ fn usable_programs(iptables: &Iptables) -> (Vec<(Program, Saved)>, Vec<Problem>)
     }
     let mut usable = Vec::new();
     let mut problems = Vec::new();
-    for program in candidates {
-        let place = Place { program, family: Family::V4 };
-        match iptables.saved(place) {
+    let saved = each(&candidates, |&program| iptables.saved(Place { program, family: Family::V4 }));
+    for (program, saved) in candidates.into_iter().zip(saved) {
+        match saved {
             Ok(saved) => usable.push((program, saved)),
             Err(error) => problems.push(Problem::new(format!("{error:#}"), kernel_mend(program))),
         }

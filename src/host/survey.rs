@@ -8,6 +8,7 @@ use super::lease;
 use super::record::Record;
 use super::saved::Saved;
 use super::step::{Family, Place, Program, Step};
+use crate::process::together::each;
 
 #[derive(Clone, Debug, Default)]
 pub struct Survey {
@@ -16,16 +17,13 @@ pub struct Survey {
 
 impl Survey {
     pub fn take(iptables: &Iptables, programs: &[Program], families: &[Family]) -> Result<Self> {
-        let mut survey = Self::default();
-        for &program in programs {
-            for &family in families {
-                let place = Place { program, family };
-                let saved =
-                    iptables.saved(place).with_context(|| format!("read the rules of {place}"))?;
-                survey.places.push((place, saved));
-            }
-        }
-        Ok(survey)
+        let of = |&program: &Program| families.iter().map(move |&family| Place { program, family });
+        let places: Vec<Place> = programs.iter().flat_map(of).collect();
+        let saved = each(&places, |&place| {
+            let saved = iptables.saved(place);
+            Ok((place, saved.with_context(|| format!("read the rules of {place}"))?))
+        });
+        Ok(Self { places: saved.into_iter().collect::<Result<_>>()? })
     }
 
     pub fn records(&self) -> impl Iterator<Item = &Record> {

@@ -31,18 +31,28 @@ pub struct Swept {
 
 /// `us`: an instance that lives and has nothing in the kernel yet. Needs a tokio runtime.
 pub async fn sweep(facts: &Facts, us: Option<Instance>) -> Result<Swept> {
-    let _lock = SetupLock::take(LOCK_LIMIT).await.context("sweep")?;
+    let lock = SetupLock::take(LOCK_LIMIT).await.context("sweep")?;
     let (mut kernel, survey) = look(facts)?;
+    sweep_seen(&lock, &mut kernel, &survey, us).await
+}
+
+/// The same, for one who holds the lock and has looked already.
+pub(super) async fn sweep_seen(
+    _lock: &SetupLock,
+    kernel: &mut Linux,
+    survey: &Survey,
+    us: Option<Instance>,
+) -> Result<Swept> {
     let mut swept = Swept::default();
     for (instance, leftover) in leftovers(&survey.places) {
         let Some(_held) = Lease::of(instance)? else {
             continue;
         };
         swept.instances.push(instance);
-        remove(&mut kernel, &leftover, &mut swept).await;
+        remove(kernel, &leftover, &mut swept).await;
     }
-    for undo in unrecorded(&kernel, &survey, us).await? {
-        attempt(&mut kernel, undo, &mut swept).await;
+    for undo in unrecorded(kernel, survey, us).await? {
+        attempt(kernel, undo, &mut swept).await;
     }
     Ok(swept)
 }
@@ -61,7 +71,7 @@ pub async fn dry_run(facts: &Facts, us: Option<Instance>) -> Result<Vec<Undo>> {
     Ok(undos)
 }
 
-fn look(facts: &Facts) -> Result<(Linux, Survey)> {
+pub(super) fn look(facts: &Facts) -> Result<(Linux, Survey)> {
     let mut kernel = Linux::open()?;
     let survey = Survey::take(&kernel.iptables, &facts.programs, &facts.families)?;
     kernel.others = survey.living_records(None)?;

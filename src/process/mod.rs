@@ -7,3 +7,4 @@ pub mod exit;
 pub mod handle;
 pub mod procfs;
 pub mod readiness;
+pub mod together;

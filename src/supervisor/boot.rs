@@ -24,24 +24,28 @@ use super::signals::Signals;
 use crate::control::protocol::SOCKET;
 use crate::control::server::Server;
 use crate::haproxy::command_line::{HaproxyArguments, Source, source};
-use crate::haproxy::configuration::{Configuration, judgement};
+use crate::haproxy::configuration::Configuration;
 use crate::haproxy::installed::{self, Installed};
-use crate::haproxy::launch::{Program, StateFile};
+use crate::haproxy::judge::Judge;
+use crate::haproxy::launch::Program;
 use crate::haproxy::{configuration_files, embedded};
 use crate::host::barrier::Site;
 use crate::host::instance::Instance;
 use crate::host::preflight::{self, Findings, RUN_DIRECTORY};
-use crate::host::sweep::sweep;
+use crate::host::sweep::{Swept, sweep};
 use crate::host::{Host, Wanted};
 use crate::listeners::keeper::{self, Keeper};
 use crate::problem::Problem;
+use crate::process::procfs;
+use crate::process::together::both;
 use crate::settings::{OnCrash, ReloadGuard, Settings, Transparent, Warning};
 
 pub const USAGE: u8 = 64;
 pub const UNAVAILABLE: u8 = 69;
 pub const SOFTWARE: u8 = 70;
 
-const READY_LIMIT: Duration = Duration::from_secs(30);
+/// A configuration with many names to resolve or large maps takes its time.
+const READY_LIMIT: Duration = Duration::from_mins(5);
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(10);
 /// Each guard has a tighter one of its own; this is for one that fails to say so.
 const GUARD_LIMIT: Duration = Duration::from_secs(6);
@@ -70,7 +74,6 @@ pub struct Survey {
     pub asked: Asked,
     pub installed: Installed,
     pub findings: Findings,
-    pub configuration: Configuration,
     /// What must not keep us from running.
     pub warnings: Vec<Problem>,
     /// Whether the host is to be set up for transparent proxying.
@@ -109,8 +112,10 @@ impl Asked {
 impl Survey {
     /// Changes nothing. All that is wrong comes in one refusal.
     pub fn take(asked: Asked) -> Result<Self, Refused> {
-        let findings = preflight::look(&asked.wanted());
-        let found = installed::find(&std::env::var_os("PATH").unwrap_or_default());
+        let search_path = std::env::var_os("PATH").unwrap_or_default();
+        // Its first start in a container is HAProxy's slowest.
+        let (findings, found) =
+            both(|| preflight::look(&asked.wanted()), || installed::find(&search_path));
         // A file that cannot be read is HAProxy's to complain about, in its own words.
         let configuration = match &asked.source {
             Source::Paths(paths) => {
@@ -141,32 +146,17 @@ impl Survey {
         match found {
             Ok(installed) if problems.is_empty() => {
                 let transparent = wanted && lacking.is_empty();
-                let mut survey = Self {
-                    asked,
-                    installed,
-                    findings,
-                    configuration,
-                    warnings: Vec::new(),
-                    transparent,
-                };
-                survey.judge();
+                let mut survey =
+                    Self { asked, installed, findings, warnings: Vec::new(), transparent };
+                survey.warn();
                 Ok(survey)
             }
             _ => Err(refusal(status, &problems, needs_transparent.as_deref())),
         }
     }
 
-    fn judge(&mut self) {
-        let host = rustix::system::uname();
-        let facts = judgement::Facts {
-            version: &self.installed.build.version,
-            hostname: &host.nodename().to_string_lossy(),
-            local_peer: self.asked.arguments.local_peer.as_deref(),
-            maxconn: self.asked.arguments.maxconn,
-            descriptors: descriptor_limit(),
-            transparent: self.transparent,
-        };
-        self.warnings = judgement::judge(&self.configuration, &facts);
+    fn warn(&mut self) {
+        self.warnings = self.judge().judge().problems;
         if self.transparent {
             self.warnings.extend(self.findings.warnings.iter().cloned());
         } else if self.asked.settings.transparent == Transparent::Auto {
@@ -179,21 +169,35 @@ impl Survey {
         }
     }
 
+    fn judge(&self) -> Judge {
+        let arguments = &self.asked.arguments;
+        let paths = match &self.asked.source {
+            Source::Paths(paths) => paths.clone(),
+            Source::Embedded => Vec::new(),
+        };
+        Judge {
+            paths,
+            directory: arguments.directory.clone(),
+            version: self.installed.build.version.clone(),
+            hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            local_peer: arguments.local_peer.clone(),
+            maxconn: arguments.maxconn,
+            descriptors: descriptor_limit(),
+            transparent: self.transparent,
+            state_file: Path::new(RUN_DIRECTORY).join("server-state"),
+        }
+    }
+
     fn program(&self, configuration: Vec<PathBuf>) -> Program {
         let run_directory = PathBuf::from(RUN_DIRECTORY);
-        let configured =
-            match (&self.configuration.server_state_file, &self.configuration.server_state_base) {
-                (Some(file), Some(base)) => StateFile::Theirs(base.join(file)),
-                (Some(file), None) => StateFile::Theirs(file.clone()),
-                (None, _) => StateFile::Ours(run_directory.join("server-state")),
-            };
         Program {
             binary: self.installed.path.clone(),
             version: self.installed.build.version.to_string(),
             arguments: self.asked.arguments.rest.clone(),
             configuration,
             run_directory,
-            state_file: self.configuration.loads_server_state.then_some(configured),
+            // Each launch looks anew.
+            state_file: None,
         }
     }
 
@@ -256,8 +260,8 @@ fn descriptor_limit() -> Option<u64> {
 }
 
 /// Supervises until the end; the answer is the exit status.
-pub async fn supervise(survey: Survey) -> u8 {
-    match boot(survey).await {
+pub async fn supervise(survey: Survey, signals: Signals) -> u8 {
+    match boot(survey, signals).await {
         Ok(status) => status,
         Err(error) => {
             error!("cannot start: {error:#}");
@@ -266,9 +270,7 @@ pub async fn supervise(survey: Survey) -> u8 {
     }
 }
 
-async fn boot(survey: Survey) -> Result<u8> {
-    // Before anything that a signal would leave behind.
-    let signals = Signals::subscribe()?;
+async fn boot(survey: Survey, signals: Signals) -> Result<u8> {
     if !survey.findings.facts.pid_1 {
         adopt_orphans().context("become a child subreaper")?;
     }
@@ -299,7 +301,8 @@ async fn boot(survey: Survey) -> Result<u8> {
             .collect(),
     };
     let policy = survey.policy(lease.instance());
-    let setting = Setting { program, limits: survey.limits(), host, keeper, policy, identity };
+    let (judge, limits) = (survey.judge(), survey.limits());
+    let setting = Setting { program, judge, limits, host, keeper, policy, identity };
     let status = run(setting, signals, requests).await;
     // Given back last: until here, what we had on the host was not an orphan's.
     drop(lease);
@@ -325,6 +328,9 @@ fn announce(survey: &Survey, program: &Program, instance: &str) {
             "no configuration was found; serving the embedded page"
         );
     }
+    for warning in neighbours(survey.findings.facts.pid_1) {
+        warn!("{warning}");
+    }
     for note in &survey.asked.arguments.notes {
         warn!("{note}");
     }
@@ -336,29 +342,58 @@ fn announce(survey: &Survey, program: &Program, instance: &str) {
     }
 }
 
+/// Processes around us that an operator should know of.
+fn neighbours(pid_1: bool) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let parent = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
+    let parent = parent.and_then(|pid| procfs::name(pid).ok()).unwrap_or_default();
+    if !pid_1 && ["tini", "docker-init", "dumb-init"].contains(&parent.as_str()) {
+        problems.push(Problem::new(
+            format!("{parent} is above us and does not pass SIGTTOU and SIGTTIN on as they are"),
+            "leave docker run --init away: hapilot does what it would do",
+        ));
+    }
+    let of_a_generation = format!("{RUN_DIRECTORY}/generation-");
+    for pid in procfs::with_argument(|word| word.starts_with(of_a_generation.as_bytes())) {
+        problems.push(Problem::new(
+            format!("HAProxy {pid} of a hapilot that was killed is still there and may be serving"),
+            format!("end it with kill -USR1 {pid} once this one serves"),
+        ));
+    }
+    problems
+}
+
 async fn set_up_host(survey: &Survey, lease: &crate::host::lease::Lease) -> Result<Option<Host>> {
     let facts = &survey.findings.facts;
-    // Also where we set up nothing ourselves: a dead one's interception still hurts.
-    if !facts.programs.is_empty() {
-        let swept = sweep(facts, Some(lease.instance())).await?;
-        for instance in &swept.instances {
-            warn!(%instance, "removed what a dead instance had left on the host");
-        }
-        for failure in &swept.failures {
-            error!("{failure}");
-        }
-    }
     if !survey.transparent {
+        // Also where we set up nothing ourselves: a dead one's interception still hurts.
+        if !facts.programs.is_empty() {
+            tell_of_sweep(&sweep(facts, Some(lease.instance())).await?);
+        }
         return Ok(None);
     }
-    let host = Host::set_up(lease.instance(), &survey.asked.wanted(), facts)
+    let (swept, host) = Host::begin(lease.instance(), &survey.asked.wanted(), facts)
         .await
         .context("set up transparent proxying")?;
+    tell_of_sweep(&swept);
     for warning in host.warnings() {
         warn!("{warning}");
     }
-    info!(firewall = facts.why, items = host.owned().len(), "transparent proxying is set up");
+    info!(
+        firewall = facts.firewall(),
+        items = host.owned().len(),
+        "transparent proxying is set up"
+    );
     Ok(Some(host))
+}
+
+fn tell_of_sweep(swept: &Swept) {
+    for instance in &swept.instances {
+        warn!(%instance, "removed what a dead instance had left on the host");
+    }
+    for failure in &swept.failures {
+        error!("{failure}");
+    }
 }
 
 /// Ours alone, and without what a killed hapilot left in it.
@@ -379,7 +414,11 @@ fn remove_leftovers(path: &Path) -> Result<()> {
         let entry = entry.with_context(|| format!("read {}", path.display()))?;
         if entry.file_name().as_bytes().starts_with(b"generation-") {
             let file = entry.path();
-            fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))?;
+            let removed =
+                if file.is_dir() { fs::remove_dir_all(&file) } else { fs::remove_file(&file) };
+            if let Err(error) = removed {
+                warn!("remove {}: {error}", file.display());
+            }
         }
     }
     Ok(())

@@ -9,10 +9,12 @@ use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
 use super::guarding::Guarded;
-use super::lifecycle::{Event, Phase, StateName};
+use super::lifecycle::{Event, Phase, StateName, Why};
 use super::run::{Message, Supervisor, milliseconds};
 use crate::handover::reload::{HandedOver, hand_over, save_server_state};
+use crate::haproxy::configuration_files::Copies;
 use crate::haproxy::generation::GenerationId;
+use crate::haproxy::judge::Judgement;
 use crate::haproxy::launch::{Launched, NotLaunched};
 use crate::haproxy::output::{Words, follow};
 use crate::haproxy::ready::ready;
@@ -29,6 +31,9 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 /// A generation as a process; `lifecycle` knows its phase.
 #[derive(Debug)]
 pub(super) struct Running {
+    why: Why,
+    /// Its configuration as it was when it was launched; with us once it is ready.
+    copies: Option<Copies>,
     launched_at: Instant,
     pub(super) ready_after: Option<Duration>,
     /// The kernel's, at the launch.
@@ -36,18 +41,25 @@ pub(super) struct Running {
     /// `None` before the launch and after the exit.
     handle: Option<Handle>,
     pid: Option<i32>,
-    runtime_socket: PathBuf,
+    pub(super) runtime_socket: PathBuf,
     pub(super) words: Words,
     output: Option<JoinHandle<()>>,
     pub(super) tasks: Vec<JoinHandle<()>>,
     pub(super) listens: Vec<Seen>,
     pub(super) handed_over: HandedOver,
     pub(super) guarded: Guarded,
+    /// What its configuration is warned of.
+    pub(super) warnings: Vec<String>,
 }
 
 impl Running {
     pub(super) fn pid(&self) -> Option<i32> {
         self.pid
+    }
+
+    /// The process has ended, whether or not the lifecycle knows already.
+    pub(super) fn is_gone(&self) -> bool {
+        self.handle.is_none()
     }
 
     /// Those whose sockets came from the generation before.
@@ -64,10 +76,14 @@ impl Drop for Running {
 
 impl Supervisor {
     /// Whoever asked for a reload by now gets what this launch brings.
-    pub(super) fn prepare(&mut self, id: GenerationId, from: Option<GenerationId>) {
+    pub(super) fn prepare(&mut self, id: GenerationId, from: Option<GenerationId>, why: Why) {
         let waiting = std::mem::take(&mut self.waiting);
         self.trying.insert(id, waiting);
+        let Judgement { problems, state_file } = self.judge.judge();
+        Rc::make_mut(&mut self.program).state_file = state_file;
         let mut running = Running {
+            why,
+            copies: None,
             launched_at: Instant::now(),
             ready_after: None,
             counters: Counters::default(),
@@ -80,8 +96,10 @@ impl Supervisor {
             listens: Vec::new(),
             handed_over: HandedOver::default(),
             guarded: Guarded::default(),
+            warnings: problems.iter().map(ToString::to_string).collect(),
         };
         let Some(old) = from.and_then(|from| self.generations.get(&from)) else {
+            self.program.forget_server_state();
             self.generations.insert(id, running);
             return self.launch(id);
         };
@@ -91,6 +109,7 @@ impl Supervisor {
             if let Some(file) = &program.state_file
                 && let Err(error) = save_server_state(&socket, file.path()).await
             {
+                program.forget_server_state();
                 warn!(generation = id.number(), "server state was not saved: {error:#}");
             }
             let _ = messages.send(Message::Prepared(id));
@@ -105,7 +124,22 @@ impl Supervisor {
         };
         running.launched_at = Instant::now();
         running.counters = counters::read().unwrap_or_default();
-        match self.program.launch(id, source.as_deref()) {
+        let last_good = self.last_good.as_ref().filter(|_| running.why == Why::LastGood);
+        if last_good.is_some() {
+            error!(
+                generation = id.number(),
+                "HAProxy does not start with the configuration that is there now; it is started \
+                 with the last good one"
+            );
+        }
+        let configuration = last_good.map_or(&self.program.configuration, |copies| &copies.files);
+        // In the moment before HAProxy reads the same.
+        let into = self.program.copies(id);
+        match Copies::make(configuration, self.judge.directory.as_deref(), into) {
+            Ok(copies) => running.copies = Some(copies),
+            Err(error) => debug!(generation = id.number(), "no copy to fall back on: {error:#}"),
+        }
+        match self.program.launch(id, source.as_deref(), configuration) {
             Ok(launched) => self.launched(id, launched),
             Err(NotLaunched { exit, error }) => {
                 error!(generation = id.number(), "HAProxy could not be started: {error:#}");
@@ -141,11 +175,16 @@ impl Supervisor {
         };
         let after = now.duration_since(running.launched_at);
         running.ready_after = Some(after);
+        if let Some(copies) = running.copies.take() {
+            self.last_good = Some(copies);
+        }
         info!(generation = id.number(), pid = running.pid, ms = milliseconds(after), "ready");
         // A reload looks at them when it hands over.
         if self.lifecycle.state() == StateName::Reloading {
             return;
         }
+        // Nobody will ask what it said.
+        drop(running.words.take());
         let (messages, socket) = (self.messages.clone(), running.runtime_socket.clone());
         running.tasks.push(tokio::task::spawn_local(async move {
             match listeners(&socket).await {
@@ -201,9 +240,14 @@ impl Supervisor {
             return;
         };
         if running.pid.is_none() {
-            // Not launched yet, and now it never will be.
-            running.tasks.iter().for_each(JoinHandle::abort);
+            // Not launched yet, and now it never will be, even if `Prepared` is in the inbox.
+            self.generations.remove(&id);
             return self.send(Message::Event(Event::Exited(id, Exit::Signal(9))));
+        }
+        let ending = matches!(self.lifecycle.state(), StateName::Stopping | StateName::Stopped);
+        if running.ready_after.is_none() && !ending {
+            let limit = humantime::format_duration(self.limits.ready);
+            error!(generation = id.number(), %limit, "HAProxy is not ready in time");
         }
         self.signal(id, Signal::KILL, "killing");
     }
@@ -220,7 +264,11 @@ impl Supervisor {
         running.handle = None;
         running.tasks.drain(..).for_each(|task| task.abort());
         let (output, messages) = (running.output.take(), self.messages.clone());
-        // Its last words belong before the news of its death.
+        if running.ready_after.is_some() {
+            // Somebody else has to serve at once; its last words are logged when they are read.
+            return self.send(Message::Event(Event::Exited(id, exit)));
+        }
+        // Why it could not start belongs before the news that it could not.
         tokio::task::spawn_local(async move {
             if let Some(output) = output {
                 let _ = tokio::time::timeout(LAST_WORDS, output).await;

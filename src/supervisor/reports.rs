@@ -23,9 +23,9 @@ impl Supervisor {
         let generation = id.number();
         if let Some(wait) = restart_in {
             let restart_in_ms = milliseconds(wait);
-            error!(generation, %exit, in_a_row, restart_in_ms, "HAProxy crashed; it is started again");
+            error!(generation, %exit, in_a_row, restart_in_ms, "HAProxy died; it is started again");
         } else {
-            error!(generation, %exit, in_a_row, "HAProxy crashed; ending");
+            error!(generation, %exit, in_a_row, "HAProxy died; ending");
         }
     }
 
@@ -50,7 +50,8 @@ impl Supervisor {
             receipt.doubts.extend_from_slice(&guarded.doubts);
             guarded.write(&mut receipt);
             receipt.carried_over.clone_from(&handed_over.carried_over);
-            receipt.warnings.clone_from(&handed_over.warnings);
+            receipt.warnings =
+                running.warnings.iter().chain(&handed_over.warnings).cloned().collect();
         }
         for warning in &receipt.warnings {
             warn!(generation = to.number(), "{warning}");

@@ -25,11 +25,14 @@ use crate::control::server::Asked;
 use crate::handover::guard::{Guard, Outcome};
 use crate::handover::receipt::Receipt;
 use crate::handover::reload::HandedOver;
+use crate::haproxy::configuration_files::Copies;
 use crate::haproxy::generation::GenerationId;
+use crate::haproxy::judge::Judge;
 use crate::haproxy::launch::Program;
 use crate::host::Host;
 use crate::listeners::fetch::Listener;
 use crate::listeners::keeper::Keeper;
+use crate::logging::LAST_WORDS;
 
 /// For host changes outside the stop deadline.
 const HOST_LIMIT: Duration = Duration::from_secs(10);
@@ -55,6 +58,7 @@ pub(super) enum Message {
 #[derive(Debug)]
 pub struct Supervisor {
     pub(super) program: Rc<Program>,
+    pub(super) judge: Judge,
     pub(super) lifecycle: Lifecycle,
     pub(super) generations: BTreeMap<GenerationId, Running>,
     pub(super) host: Option<Host>,
@@ -64,6 +68,8 @@ pub struct Supervisor {
     /// A guard that is down and being tidied up.
     pub(super) lowering: Option<JoinHandle<()>>,
     pub(super) last_reload: Option<Receipt>,
+    /// The configuration of the generation that was ready last.
+    pub(super) last_good: Option<Copies>,
     pub(super) identity: Identity,
     pub(super) limits: Limits,
     /// Whoever waits for the next launch, and for the outcome of one.
@@ -85,6 +91,7 @@ pub struct Identity {
 #[derive(Debug)]
 pub struct Setting {
     pub program: Program,
+    pub judge: Judge,
     pub limits: Limits,
     pub host: Option<Host>,
     pub keeper: Keeper,
@@ -112,11 +119,12 @@ async fn until(wake_at: Option<Instant>) {
 
 impl Supervisor {
     fn new(setting: Setting) -> (Self, Vec<Action>) {
-        let Setting { program, limits, host, keeper, policy, identity } = setting;
+        let Setting { program, judge, limits, host, keeper, policy, identity } = setting;
         let (lifecycle, first) = Lifecycle::start(Instant::now(), limits);
         let (messages, inbox) = mpsc::unbounded_channel();
         let supervisor = Self {
             program: Rc::new(program),
+            judge,
             lifecycle,
             generations: BTreeMap::new(),
             host,
@@ -125,6 +133,7 @@ impl Supervisor {
             guard: None,
             lowering: None,
             last_reload: None,
+            last_good: None,
             identity,
             limits,
             waiting: Vec::new(),
@@ -189,10 +198,17 @@ impl Supervisor {
             Message::Prepared(id) => self.launch(id),
             Message::Listens(id, listeners) => self.keep(id, listeners),
             Message::HandedOver(id, handed_over) => {
+                // It died meanwhile and the news is on its way: the old one must not drain for it.
+                if self.generations.get(&id)?.is_gone() {
+                    return None;
+                }
                 let sharing = self.decide(id, handed_over);
                 return self.event(Event::HandedOver(id, sharing)).await;
             }
             Message::Settled(id, came) => {
+                if self.generations.get(&id)?.is_gone() {
+                    return None;
+                }
                 self.note_settled(id, came);
                 return self.event(Event::Settled(id)).await;
             }
@@ -216,7 +232,7 @@ impl Supervisor {
                 let _ = answer.send(Answer::Status(Box::new(self.status())));
             }
             Request::Health => {
-                let _ = answer.send(self.health());
+                self.answer_health(answer);
             }
             Request::Reload => {
                 info!("reload asked for over the control socket");
@@ -259,7 +275,7 @@ impl Supervisor {
     async fn perform(&mut self, actions: Vec<Action>) -> Option<u8> {
         for action in actions {
             match action {
-                Action::Launch { id, from, .. } => self.prepare(id, from),
+                Action::Launch { id, from, why } => self.prepare(id, from, why),
                 Action::HandOver { from, to } => self.hand_over(from, to),
                 Action::RaiseGuard(id) => self.raise_guard(id).await,
                 Action::Keep(id) => self.keep_fresh(id),
@@ -308,7 +324,9 @@ impl Supervisor {
 
     async fn tear_down(&mut self, status: u8) -> u8 {
         let limit = Instant::now() + HOST_LIMIT.min(self.limits.stop);
-        let until = self.lifecycle.stop_deadline().map_or(limit, |deadline| deadline.min(limit));
+        // The end of the deadline is for the last words, should nobody read them.
+        let until = self.lifecycle.stop_deadline().and_then(|at| at.checked_sub(2 * LAST_WORDS));
+        let until = until.map_or(limit, |until| until.min(limit));
         let begin = Instant::now();
         self.finish_lowering().await;
         let Some(host) = &mut self.host else {

@@ -3,18 +3,35 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant, SystemTime};
 
+use tokio::sync::oneshot;
+
 use super::generations::Running;
-use super::lifecycle::StateName;
 use super::run::Supervisor;
 use crate::control::protocol::{Answer, GenerationStatus, HostItem, ListenerStatus, Status};
+use crate::haproxy::runtime_api::{LIMIT, ask};
 use crate::listeners::socket_table::{Connection, established};
 use crate::process::procfs::socket_inodes;
 
 impl Supervisor {
-    pub(super) fn health(&self) -> Answer {
-        let state = self.lifecycle.state();
-        let healthy = matches!(state, StateName::Serving | StateName::Reloading);
-        Answer::Health { healthy, state: state.as_str().to_owned() }
+    /// Healthy is who serves and whose HAProxy answers: one that is stuck accepts nobody.
+    pub(super) fn answer_health(&self, answer: oneshot::Sender<Answer>) {
+        let state = self.lifecycle.state().as_str().to_owned();
+        let serving = self.lifecycle.serving().and_then(|id| self.generations.get(&id));
+        let socket = serving.map(|running| running.runtime_socket.clone());
+        let paused = self.lifecycle.is_paused();
+        tokio::task::spawn_local(async move {
+            let (healthy, state) = match socket {
+                None => (false, state),
+                // Its runtime socket is paused as well.
+                Some(_) if paused => (true, format!("{state}, paused")),
+                Some(socket) => match ask(&socket, "show info", LIMIT).await {
+                    Ok(_) => (true, state),
+                    Err(error) => (false, format!("{state}, but {error:#}")),
+                },
+            };
+            // Whoever asked may have left.
+            let _ = answer.send(Answer::Health { healthy, state });
+        });
     }
 
     pub(super) fn status(&self) -> Status {

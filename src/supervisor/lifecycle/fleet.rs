@@ -59,17 +59,18 @@ impl Fleet {
         self.alive.clear();
     }
 
-    /// Starts one with a number that was never used before; it is killed unless ready in time.
+    /// Starts one with a number that was never used before; killed unless ready in time, if there
+    /// is a limit.
     pub(super) fn launch(
         &mut self,
         turn: &mut Turn,
         from: Option<GenerationId>,
         why: Why,
-        ready_limit: Duration,
+        ready_limit: Option<Duration>,
     ) -> GenerationId {
         let id = self.newest.map_or(GenerationId::FIRST, GenerationId::next);
         self.newest = Some(id);
-        let fate = Fate::KillAt(turn.now + ready_limit);
+        let fate = ready_limit.map_or(Fate::None, |limit| Fate::KillAt(turn.now + limit));
         self.alive.insert(id, Generation { phase: Phase::Starting, since: turn.now, fate });
         turn.act(Action::Launch { id, from, why });
         id

@@ -93,6 +93,8 @@ struct Recovery {
     asked: bool,
     /// One more reload was asked for meanwhile.
     again: bool,
+    /// `Why::Recovery` or `Why::LastGood`.
+    why: Why,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,7 +130,8 @@ impl Lifecycle {
     pub fn start(now: Instant, limits: Limits) -> (Self, Vec<Action>) {
         let mut turn = Turn { now, actions: Vec::new() };
         let mut fleet = Fleet::default();
-        fleet.launch(&mut turn, None, Why::Start, limits.ready);
+        // However long the first one takes: killing it would help nobody.
+        fleet.launch(&mut turn, None, Why::Start, None);
         let lifecycle = Self {
             limits,
             state: State::Starting { again: false },
@@ -238,7 +241,7 @@ impl Lifecycle {
 
     fn launch(&mut self, turn: &mut Turn, from: Option<GenerationId>, why: Why) -> GenerationId {
         self.fleet.make_room(turn, self.limits.max_generations, self.limits.grace);
-        self.fleet.launch(turn, from, why, self.limits.ready)
+        self.fleet.launch(turn, from, why, Some(self.limits.ready))
     }
 
     fn ready(&mut self, turn: &mut Turn, id: GenerationId) {
@@ -366,7 +369,7 @@ impl Lifecycle {
             // The operator may just have mended what made HAProxy die: no reason to wait longer.
             State::Recovering(Recovery { step: RecoveryStep::Waiting { .. }, lost, .. }) => {
                 let lost = *lost;
-                self.recover(turn, lost, true);
+                self.recover(turn, lost, true, Why::Recovery);
             }
             State::Starting { again }
             | State::Reloading(Reload { again, .. })
@@ -399,7 +402,7 @@ impl Lifecycle {
             }
             State::Serving(serving) if serving == id => {
                 self.count_crash(turn, id, exit, gone);
-                self.replace(turn, id, exit, false);
+                self.replace(turn, id, exit, (false, Why::Recovery));
             }
             // It drains: no crash. Whoever watches its listeners sees them go.
             State::Reloading(reload) if reload.serving == id && reload.step.is_past_return() => {}
@@ -412,11 +415,18 @@ impl Lifecycle {
             }
             State::Recovering(recovery) if recovery.step == RecoveryStep::Starting(id) => {
                 if recovery.asked {
+                    // The operator's attempt, and no crash of what served.
                     turn.act(Action::ReloadRefused { id: Some(id), why: refusal(gone, exit) });
                     self.state = State::Recovering(Recovery { asked: false, ..recovery });
+                } else {
+                    self.count_crash(turn, id, exit, gone);
                 }
-                self.count_crash(turn, id, exit, gone);
-                self.replace(turn, recovery.lost, exit, recovery.again);
+                // It was never ready, so what it read may be broken: the other one by turns.
+                let why = match recovery.why {
+                    Why::Recovery if !recovery.again => Why::LastGood,
+                    _ => Why::Recovery,
+                };
+                self.replace(turn, recovery.lost, exit, (recovery.again, why));
             }
             State::Stopping(_) => self.give_back_if_empty(turn),
             _ => {}
@@ -432,9 +442,15 @@ impl Lifecycle {
         if step.is_past_return() {
             // Nobody serves; and whoever asked is answered, should this be the end.
             let step = RecoveryStep::Waiting { until: turn.now };
-            self.state = State::Recovering(Recovery { step, lost: next, asked: false, again });
+            self.state = State::Recovering(Recovery {
+                step,
+                lost: next,
+                asked: false,
+                again,
+                why: Why::Recovery,
+            });
             self.count_crash(turn, next, exit, gone);
-            self.replace(turn, next, exit, again);
+            self.replace(turn, next, exit, (again, Why::Recovery));
         } else {
             self.settle(turn, serving, again);
         }
@@ -453,7 +469,8 @@ impl Lifecycle {
             self.end(turn, exit.status());
         } else {
             let step = RecoveryStep::Starting(next);
-            self.state = State::Recovering(Recovery { step, lost, asked: true, again });
+            let why = Why::Recovery;
+            self.state = State::Recovering(Recovery { step, lost, asked: true, again, why });
         }
     }
 
@@ -477,23 +494,35 @@ impl Lifecycle {
     }
 
     /// Nobody serves and nobody is on the way. `asked`: a reload waits for an answer.
-    fn replace(&mut self, turn: &mut Turn, lost: GenerationId, exit: Exit, asked: bool) {
+    fn replace(
+        &mut self,
+        turn: &mut Turn,
+        lost: GenerationId,
+        exit: Exit,
+        (asked, why): (bool, Why),
+    ) {
+        let tried = match self.state {
+            State::Recovering(recovery) => Some(recovery.why),
+            _ => None,
+        };
+        // Another configuration is another chance.
+        let at_once = asked || (why == Why::LastGood && tried == Some(Why::Recovery));
         match self.restart_in() {
             // HAProxy's own status is what the container ends with; sessions of older generations
             // are ended, because nobody is left to serve and the restart policy should act soon.
             None => self.end(turn, exit.status()),
-            Some(wait) if wait.is_zero() || asked => self.recover(turn, lost, asked),
+            Some(wait) if wait.is_zero() || at_once => self.recover(turn, lost, asked, why),
             Some(wait) => {
                 let step = RecoveryStep::Waiting { until: turn.now + wait };
                 let (asked, again) = (false, false);
-                self.state = State::Recovering(Recovery { step, lost, asked, again });
+                self.state = State::Recovering(Recovery { step, lost, asked, again, why });
             }
         }
     }
 
-    fn recover(&mut self, turn: &mut Turn, lost: GenerationId, asked: bool) {
-        let step = RecoveryStep::Starting(self.launch(turn, None, Why::Recovery));
-        self.state = State::Recovering(Recovery { step, lost, asked, again: false });
+    fn recover(&mut self, turn: &mut Turn, lost: GenerationId, asked: bool, why: Why) {
+        let step = RecoveryStep::Starting(self.launch(turn, None, why));
+        self.state = State::Recovering(Recovery { step, lost, asked, again: false, why });
     }
 
     fn stop_wanted(&mut self, turn: &mut Turn, stop: Stop) {
@@ -584,10 +613,13 @@ impl Lifecycle {
                     ReloadStep::Releasing { .. } => self.guard_done(turn, next),
                 }
             }
-            State::Recovering(Recovery { step: RecoveryStep::Waiting { until }, lost, .. })
-                if until <= turn.now =>
-            {
-                self.recover(turn, lost, false);
+            State::Recovering(Recovery {
+                step: RecoveryStep::Waiting { until },
+                lost,
+                why,
+                ..
+            }) if until <= turn.now => {
+                self.recover(turn, lost, false, why);
             }
             State::Stopping(Stopping { give_up_at, status }) if give_up_at <= turn.now => {
                 self.fleet.give_up();

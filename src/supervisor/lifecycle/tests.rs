@@ -200,17 +200,54 @@ fn a_reload_under_way_replaces_a_serving_generation_that_dies() {
 }
 
 #[test]
+fn what_does_not_start_after_a_crash_gives_way_to_what_did() {
+    let mut story = Story::serving();
+    let launch = |number, why| Action::Launch { id: id(number), from: None, why };
+    let mut died = |number| {
+        let actions = story.on(Event::Exited(id(number), Exit::Code(1)));
+        actions.last().copied().filter(|action| matches!(action, Action::Launch { .. }))
+    };
+    assert_eq!(died(1), Some(launch(2, Why::Recovery)));
+    assert_eq!(died(2), Some(launch(3, Why::LastGood)));
+    assert_eq!(died(3), None, "both failed: now it backs off");
+    assert_eq!(story.tick_at_wake(), [launch(4, Why::Recovery)]);
+}
+
+#[test]
 fn a_reload_during_the_back_off_starts_at_once() {
     let mut story = Story::serving();
-    story.on(Event::Exited(id(1), Exit::Code(1)));
-    story.on(Event::Exited(id(2), Exit::Code(1)));
+    for number in 1..=3 {
+        story.on(Event::Exited(id(number), Exit::Code(1)));
+    }
     assert_eq!(story.lifecycle.state(), StateName::Recovering);
+    let launch = Action::Launch { id: id(4), from: None, why: Why::Recovery };
+    assert_eq!(story.on(Event::ReloadWanted), [launch]);
+    let taken = Action::ReloadTaken { from: id(1), to: id(4) };
+    assert_eq!(story.on(Event::Ready(id(4))), [taken]);
+}
+
+#[test]
+fn an_attempt_to_mend_a_crash_loop_is_no_crash() {
+    let mut story = Story::serving();
+    for number in 1..=3 {
+        story.on(Event::Exited(id(number), Exit::Code(1)));
+    }
+    let crashes = story.lifecycle.crashes();
+    story.on(Event::ReloadWanted);
     assert_eq!(
-        story.on(Event::ReloadWanted),
-        [Action::Launch { id: id(3), from: None, why: Why::Recovery }]
+        story.on(Event::Exited(id(4), Exit::Code(1))),
+        [
+            Action::ReloadRefused { id: Some(id(4)), why: Refusal::Died(Exit::Code(1)) },
+            Action::Launch { id: id(5), from: None, why: Why::LastGood },
+        ]
     );
-    let taken = Action::ReloadTaken { from: id(1), to: id(3) };
-    assert_eq!(story.on(Event::Ready(id(3))), [taken]);
+    assert_eq!(story.lifecycle.crashes(), crashes);
+}
+
+#[test]
+fn the_first_generation_may_take_as_long_as_it_likes() {
+    let story = Story::new(limits());
+    assert_eq!(story.lifecycle.wake_at(), None);
 }
 
 #[test]

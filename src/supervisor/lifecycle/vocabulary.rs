@@ -21,7 +21,7 @@ pub enum CrashPolicy {
 
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// From launch to ready.
+    /// From launch to ready, for all but the first generation.
     pub ready: Duration,
     /// From ready to handed over; then the old generation drains even so.
     pub hand_over: Duration,
@@ -90,6 +90,9 @@ pub enum Why {
     Start,
     Reload,
     Recovery,
+    /// With the configuration of the generation that was ready last: the one that is there now
+    /// does not start.
+    LastGood,
 }
 
 /// Why a reload was not taken.

@@ -1,0 +1,59 @@
+"""Results as a table, on the terminal and between this part's markers in docs/performance.md."""
+
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+
+from world import docker
+
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
+
+
+def milliseconds(seconds):
+    return f"{seconds * 1000:.1f}"
+
+
+def spread(seconds):
+    """Median, with the middle half in brackets, in milliseconds."""
+    low, middle, high = statistics.quantiles(seconds, n=4)
+    return f"{milliseconds(middle)} ({milliseconds(low)} to {milliseconds(high)})"
+
+
+def verdict(value, aim, unit):
+    return f"{'met' if value <= aim else '**missed**'}: {value:.1f} {unit}, aim {aim:g} {unit}"
+
+
+def table(head, rows):
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def machine(image):
+    """What the numbers hold for."""
+    model = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                  if line.startswith("model name")), platform.machine())
+    haproxy, iptables = (
+        docker("run", "--rm", "--no-healthcheck", "--entrypoint", program, image, option).split("\n")[0]
+        for program, option in (("haproxy", "-v"), ("iptables", "-V")))
+    engine = docker("version", "--format", "{{.Server.Version}}")
+    return (f"{time.strftime('%Y-%m-%d', time.gmtime())}, {model}, {os.cpu_count()} CPUs, Linux {platform.release()}, "
+            f"Docker {engine}, HAProxy {haproxy.split()[2]}, {iptables}.")
+
+
+def load():
+    """What else the machine had to do."""
+    return f"Load while measuring: {os.getloadavg()[0]:.1f}."
+
+
+def write(part, image, text):
+    text = f"{machine(image)} {load()}\n\n{text}"
+    print(f"\n== {part}\n{text}\n", flush=True)
+    begin, end = (f"<!-- scripts/bench {part}: {edge} -->" for edge in ("begin", "end"))
+    document = DOCUMENT.read_text()
+    before, begun, rest = document.partition(begin)
+    _, ended, after = rest.partition(end)
+    if not begun or not ended:
+        raise SystemExit(f"bench: {DOCUMENT} has no place for the results: {begin} ... {end}")
+    DOCUMENT.write_text(f"{before}{begin}\n{text}\n{end}{after}")

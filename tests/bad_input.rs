@@ -1,0 +1,126 @@
+//! Promise: what is wrong is said clearly and all at once, and nothing was changed.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so by panicking")]
+
+mod lab;
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+
+use lab::{Finished, Host, haproxy_cfg};
+
+/// Every setting that is wrong, the value, and what the error has to name besides.
+const BAD: [(&str, &str); 20] = [
+    ("HAPROXY_PORTS", "0"),
+    ("HAPROXY_PORTS", "70000"),
+    ("HAPROXY_PORTS", "80,,443"),
+    ("HAPROXY_PORTS", "eighty"),
+    ("HAPROXY_PIDS", "12x"),
+    ("HAPROXY_STOP_DEADLINE", "-1s"),
+    ("HAPROXY_STOP_DEADLINE", "5 parsecs"),
+    ("HAPROXY_DRAIN_DEADLINE", "5 parsecs"),
+    ("HAPROXY_MARK", "0x0/0x0"),
+    ("HAPROXY_MARK", "red"),
+    ("HAPROXY_INTERCEPT", "80:80"),
+    ("HAPROXY_INTERCEPT", "80"),
+    ("HAPROXY_CONFIG", "/there/is/no/such/directory"),
+    ("HAPROXY_TABLE", "many"),
+    ("HAPROXY_TRANSPARENT", "perhaps"),
+    ("HAPROXY_FIREWALL", "brick"),
+    ("HAPROXY_MAX_GENERATIONS", "0"),
+    ("HAPROXY_ON_CRASH", "cry"),
+    ("HAPROXY_LOG_FORMAT", "verse"),
+    ("HAPROXY_LOG_LEVEL", "loud"),
+];
+
+fn host() -> (Host, lab::HostState) {
+    let host = Host::alone();
+    let before = host.state();
+    (host, before)
+}
+
+fn good(host: &Host) -> std::path::PathBuf {
+    host.write("haproxy.cfg", &haproxy_cfg::proxy(":80", "v1"))
+}
+
+/// An error is one that names the variable and the value.
+fn assert_refused(ended: &Finished, variable: &str, value: &str) {
+    assert_eq!(ended.status.code(), Some(64), "{variable}={value}: {}", ended.text);
+    ended.assert_says(&[variable, value]);
+    assert!(!ended.text.contains("panicked"), "{}", ended.text);
+}
+
+#[test]
+fn every_bad_setting_is_refused_by_name_and_changes_nothing() {
+    let (host, before) = host();
+    let config = good(&host);
+    for (variable, value) in BAD {
+        let spec = host.container("hapilot").config(&config).env(variable, value);
+        assert_refused(&spec.finish(), variable, value);
+    }
+    host.state().assert_same_as(&before);
+}
+
+#[test]
+fn all_mistakes_are_reported_at_once() {
+    let (host, before) = host();
+    let mut wrong: Vec<_> = BAD.to_vec();
+    wrong.dedup_by_key(|(variable, _)| *variable);
+    for command in [&[][..], &["check"], &["plan"]] {
+        let mut spec = host.container("hapilot").args(command);
+        for (variable, value) in &wrong {
+            spec = spec.env(variable, value);
+        }
+        let ended = spec.finish();
+        for (variable, value) in &wrong {
+            assert_refused(&ended, variable, value);
+        }
+    }
+    host.state().assert_same_as(&before);
+}
+
+#[test]
+fn an_unreadable_configuration_is_refused_by_name() {
+    let (host, before) = host();
+    let dangling = host.path("dangling.cfg");
+    std::os::unix::fs::symlink("/nowhere", &dangling).unwrap();
+    let secret = good(&host);
+    std::fs::set_permissions(&secret, Permissions::from_mode(0o000)).unwrap();
+    for path in [dangling, secret] {
+        let spec = host.container("hapilot").config(&path);
+        let ended = spec.without_capabilities("-dac_override,-dac_read_search").finish();
+        assert_refused(&ended, "HAPROXY_CONFIG", path.to_str().unwrap());
+    }
+    host.state().assert_same_as(&before);
+}
+
+#[test]
+fn a_setting_that_is_almost_one_of_ours_is_warned_about_by_name() {
+    let (host, _) = host();
+    let config = good(&host);
+    let spec = host.container("hapilot").config(&config).env("HAPROXY_PORT", "8080");
+    let mut hapilot = spec.env("HAPROXY_ELSEWHERE_ENTIRELY", "x").start().serving();
+    let warning = hapilot.log.await_line("HAPROXY_PORT");
+    assert!(warning.contains("HAPROXY_PORTS"), "it names the one meant: {warning}");
+    assert_eq!(hapilot.log.count("HAPROXY_ELSEWHERE_ENTIRELY"), 0);
+    hapilot.stop();
+}
+
+#[test]
+fn what_the_host_lacks_is_listed_at_once_and_nothing_is_changed() {
+    let (host, before) = host();
+    let config = good(&host);
+    let spec = host.container("hapilot").config(&config).without_net_admin();
+    let ended = spec.env("HAPROXY_TRANSPARENT", "on").finish();
+    ended.assert_code(69).assert_says(&["NET_ADMIN", "--cap-add"]);
+    host.state().assert_same_as(&before);
+}
+
+#[test]
+fn a_configuration_that_needs_the_right_is_refused_without_it() {
+    let (host, before) = host();
+    let config = haproxy_cfg::transparent(":80", ":::80 v6only");
+    let config = host.write("haproxy.cfg", &config);
+    let ended = host.container("hapilot").config(&config).without_net_admin().finish();
+    ended.assert_code(69).assert_says(&["NET_ADMIN", "haproxy.cfg:"]);
+    host.state().assert_same_as(&before);
+}

@@ -1,0 +1,110 @@
+//! Promise: a replaced generation finishes its sessions, within limits.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so by panicking")]
+
+mod lab;
+
+use std::time::{Duration, Instant};
+
+use lab::haproxy_cfg::proxy;
+use lab::network::BALANCER4;
+use lab::origin::HALF;
+use lab::{
+    Download, Generation, HostState, Instance, LONG, Lab, Outcome, SHORT, generations, get, until,
+};
+use nix::sys::signal::Signal;
+
+fn web() -> String {
+    format!("{BALANCER4}:80")
+}
+
+fn start_with(settings: &[(&str, &str)]) -> (Lab, Instance, HostState) {
+    Lab::serving(&proxy(":80", "v1"), settings)
+}
+
+/// A configuration that can be told from others by its answers.
+fn configure(lab: &Lab, via: &str) {
+    lab.balancer.write("haproxy.cfg", &proxy(":80", via));
+}
+
+/// Which configuration answers.
+fn via(lab: &Lab) -> String {
+    let outcome = get(&lab.client, &web(), "/");
+    let Outcome::Answered(answer) = outcome else { panic!("no answer: {outcome:?}") };
+    let header = answer.head.lines().find_map(|line| line.strip_prefix("x-via: "));
+    header.unwrap_or_else(|| panic!("not proxied: {}", answer.head)).to_owned()
+}
+
+fn end(lab: &Lab, mut hapilot: Instance, before: &HostState) {
+    hapilot.stop();
+    lab.balancer.state().assert_same_as(before);
+}
+
+fn await_gone(hapilot: &mut Instance, generation: &Generation, limit: Duration) -> Duration {
+    let begun = Instant::now();
+    until(limit, &format!("{generation:?} is gone"), || {
+        let status = hapilot.status();
+        generations(&status).iter().all(|other| other.id != generation.id).then_some(())
+    });
+    begun.elapsed()
+}
+
+#[test]
+fn the_replaced_generation_finishes_its_sessions() {
+    let (lab, mut hapilot, before) = start_with(&[]);
+    let old = hapilot.current();
+    let mut download = Download::begin(&lab.client, &web(), "/slow");
+    configure(&lab, "v2");
+    hapilot.reload();
+    hapilot.await_successor(&old);
+    let status = hapilot.status();
+    let draining = generations(&status).into_iter().find(|one| one.id == old.id).unwrap();
+    assert_eq!((draining.state.as_str(), draining.pid), ("draining", old.pid));
+    assert_eq!(via(&lab), "v2");
+    assert!(download.is_open());
+    lab.origin.open_gate();
+    assert_eq!(download.finish().body().len(), 2 * HALF);
+    await_gone(&mut hapilot, &old, SHORT);
+    end(&lab, hapilot, &before);
+}
+
+#[test]
+fn a_generation_that_does_not_finish_is_ended_at_the_drain_deadline() {
+    let (lab, mut hapilot, before) = start_with(&[("HAPROXY_DRAIN_DEADLINE", "2s")]);
+    let old = hapilot.current();
+    let mut download = Download::begin(&lab.client, &web(), "/hang");
+    hapilot.reload();
+    let reloaded = Instant::now();
+    hapilot.await_successor(&old);
+    assert!(download.is_open(), "it has two seconds");
+    await_gone(&mut hapilot, &old, LONG);
+    let took = reloaded.elapsed();
+    assert!(took >= Duration::from_millis(1500), "it got only {took:?}");
+    assert!(took < Duration::from_secs(4), "it got {took:?}");
+    assert!(!download.is_open());
+    assert_eq!(via(&lab), "v1");
+    end(&lab, hapilot, &before);
+}
+
+#[test]
+fn beyond_the_most_generations_the_oldest_draining_one_is_stopped_hard() {
+    let (lab, mut hapilot, before) =
+        start_with(&[("HAPROXY_MAX_GENERATIONS", "3"), ("HAPROXY_STOP_DEADLINE", "4s")]);
+    let mut downloads = Vec::new();
+    for _ in 0..4 {
+        let old = hapilot.current();
+        downloads.push((old.clone(), Download::begin(&lab.client, &web(), "/hang")));
+        hapilot.reload();
+        hapilot.await_successor(&old);
+    }
+    await_gone(&mut hapilot, &downloads[0].0, SHORT);
+    let most = hapilot.await_status("at most three generations", |status| {
+        status["generations"].as_array().unwrap().len() <= 3
+    });
+    assert!(!downloads[0].1.is_open(), "the oldest was stopped hard");
+    assert!(downloads[3].1.is_open(), "the youngest drains on: {most}");
+    assert!(downloads[2].1.is_open(), "and so does the one before: {most}");
+    assert_eq!(via(&lab), "v1");
+    hapilot.signal(Signal::SIGINT);
+    assert_eq!(hapilot.wait(SHORT).code(), Some(0));
+    lab.balancer.state().assert_same_as(&before);
+}

@@ -81,13 +81,10 @@ impl Supervisor {
     pub(super) fn decide(&mut self, id: GenerationId, handed_over: HandedOver) -> Sharing {
         let before = self.keeper.seen();
         let after = handed_over.fresh.iter().flatten().map(Listener::seen).collect::<Vec<_>>();
+        let from = self.lifecycle.serving().filter(|from| *from != id);
+        let from_pid = from.and_then(|from| self.generations.get(&from)).and_then(Running::pid);
         // Nobody serves with the old ones any more, or nobody knows the new ones.
-        let late = self.lifecycle.state() != StateName::Reloading || handed_over.fresh.is_none();
-        let from_pid = self
-            .lifecycle
-            .serving()
-            .and_then(|from| self.generations.get(&from))
-            .and_then(Running::pid);
+        let late = from.is_none() || handed_over.fresh.is_none();
         let Some(running) = self.generations.get_mut(&id) else {
             return Sharing::Enough;
         };

@@ -9,7 +9,7 @@ use netlink_packet_core::{
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
 use netlink_packet_sock_diag::inet::{
-    ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags,
+    ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, Timer,
 };
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr};
@@ -33,10 +33,12 @@ pub struct Listening {
 }
 
 /// A connection in the middle of its handshake. The kernel does not tell with which listener.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HalfOpen {
     pub local_port: u16,
     pub remote: Address,
+    /// How often it was asked again to go on.
+    pub retries: u8,
 }
 
 /// Every established TCP connection, IPv4 and IPv6.
@@ -62,7 +64,11 @@ pub fn half_open() -> Result<Vec<HalfOpen>> {
     dump(&StateFlags::SYN_RECV, |response| {
         let id = &response.header.socket_id;
         let remote = Address::new(id.destination_address, id.destination_port);
-        HalfOpen { local_port: id.source_port, remote }
+        let retries = match response.header.timer {
+            Some(Timer::Retransmit(_, retries)) => retries,
+            _ => 0,
+        };
+        HalfOpen { local_port: id.source_port, remote, retries }
     })
 }
 

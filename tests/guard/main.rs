@@ -149,6 +149,17 @@ fn a_listener_that_moves_to_an_interface_is_held() {
 }
 
 #[test]
+fn a_guard_that_was_asked_for_and_cannot_be_is_told_before_anything_is_changed() {
+    let world = World::new();
+    let line = format!(
+        "HAPROXY_RELOAD_GUARD=hold setpriv --bounding-set -net_admin {} check 2>&1; echo status $?",
+        env!("CARGO_BIN_EXE_hapilot")
+    );
+    let text = world.balancer.run(&line);
+    assert!(text.contains("CAP_NET_ADMIN") && text.contains("status 69"), "{text}");
+}
+
+#[test]
 fn a_forced_guard_is_raised_on_every_reload() {
     let world = World::new();
     let serving = world.serve(PLAIN, &[("HAPROXY_RELOAD_GUARD", "drop")]);

@@ -148,6 +148,10 @@ impl fmt::Display for Receipt {
                 listeners.closed.len(),
                 listeners.opened.len()
             )?;
+            if let Some(window) = self.window_ms {
+                write!(f, ", guard {} for {window} ms", self.guard)?;
+                write!(f, " ({} held, {} dropped)", self.held, self.dropped)?;
+            }
             let doubts = self.doubts.join("; ");
             if doubts.is_empty() {
                 write!(f, "; no new connection was lost")?;

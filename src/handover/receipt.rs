@@ -13,7 +13,7 @@ pub enum Verdict {
 }
 
 /// One for each reload: the last one is in `status --json`, and `hapilot reload` prints its own.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Receipt {
     pub verdict: Verdict,
     /// Why it was refused.
@@ -28,6 +28,14 @@ pub struct Receipt {
     /// From launch to ready, in milliseconds.
     pub ready_ms: Option<u64>,
     pub listeners: Changes,
+    /// How the listeners came over: `shared`, or `separate` where one got a socket of its own.
+    pub strategy: String,
+    /// What kept connections meanwhile: `none`, `migrate`, `hold` or `drop`.
+    pub guard: String,
+    /// How long it was up, and what waited or has to be sent again because of it.
+    pub window_ms: Option<f64>,
+    pub held: u64,
+    pub dropped: u64,
     /// The kernel's counters when the new generation was launched, and when the old one drains.
     pub counters_before: Counters,
     pub counters_after: Counters,
@@ -54,6 +62,11 @@ impl Receipt {
             to_pid: None,
             ready_ms: None,
             listeners: Changes::default(),
+            strategy: String::new(),
+            guard: "none".to_owned(),
+            window_ms: None,
+            held: 0,
+            dropped: 0,
             counters_before: Counters::default(),
             counters_after: Counters::default(),
             doubts: Vec::new(),
@@ -71,16 +84,21 @@ impl Receipt {
 
 /// What keeps a reload that was taken from being shown to be lossless. The counters are those of
 /// the whole network namespace: what they count may have been somebody else's, so they can only
-/// raise a doubt.
+/// raise a doubt. `exposed` are listeners that went away without a guard.
 #[must_use]
-pub fn doubts(listeners: Option<&Changes>, before: Counters, after: Counters) -> Vec<String> {
+pub fn doubts(
+    listeners: Option<&Changes>,
+    exposed: &[String],
+    before: Counters,
+    after: Counters,
+) -> Vec<String> {
     let mut doubts = Vec::new();
     let migrates = after.migrated > before.migrated;
     match listeners {
         None => doubts.push("which listeners were handed over is not known".to_owned()),
-        Some(changes) if !changes.not_shared.is_empty() && !migrates => doubts.push(format!(
+        Some(_) if !exposed.is_empty() && !migrates => doubts.push(format!(
             "{} got a socket of its own: connections that were half open on the old one are reset",
-            changes.not_shared.join(", ")
+            exposed.join(", ")
         )),
         Some(_) => {}
     }
@@ -103,13 +121,15 @@ mod tests {
     fn only_shared_listeners_and_still_counters_leave_no_doubt() {
         let shared = Changes { shared: vec![":80".to_owned()], ..Changes::default() };
         let still = Counters { listen_drops: 7, ..Counters::default() };
-        assert_eq!(doubts(Some(&shared), still, still), Vec::<String>::new());
+        assert_eq!(doubts(Some(&shared), &[], still, still), Vec::<String>::new());
         let dropped = Counters { listen_drops: 9, ..still };
-        assert_eq!(doubts(Some(&shared), still, dropped), ["ListenDrops rose from 7 to 9"]);
+        assert_eq!(doubts(Some(&shared), &[], still, dropped), ["ListenDrops rose from 7 to 9"]);
+        let exposed = [":80".to_owned()];
         let separate = Changes { not_shared: vec![":80".to_owned()], ..Changes::default() };
-        assert_eq!(doubts(Some(&separate), still, still).len(), 1);
+        assert_eq!(doubts(Some(&separate), &exposed, still, still).len(), 1);
+        assert_eq!(doubts(Some(&separate), &[], still, still), Vec::<String>::new());
         let migrated = Counters { migrated: 3, ..still };
-        assert_eq!(doubts(Some(&separate), still, migrated), Vec::<String>::new());
-        assert_eq!(doubts(None, still, still).len(), 1);
+        assert_eq!(doubts(Some(&separate), &exposed, still, migrated), Vec::<String>::new());
+        assert_eq!(doubts(None, &[], still, still).len(), 1);
     }
 }

@@ -46,6 +46,8 @@ pub enum Purpose {
     Diversion,
     /// Hands traffic to any address to a local listener (`HAPROXY_INTERCEPT`).
     Interception,
+    /// Holds or drops SYNs for a moment, while one HAProxy follows another.
+    Guard,
 }
 
 /// One of our chains in the mangle table. iptables allows 28 characters; the longest has 23.
@@ -60,6 +62,7 @@ impl fmt::Display for ChainName {
         let suffix = match self.purpose {
             Purpose::Diversion => "",
             Purpose::Interception => "-TPROXY",
+            Purpose::Guard => "-GUARD",
         };
         write!(f, "HAPILOT-{}{suffix}", self.instance)
     }
@@ -72,9 +75,10 @@ impl FromStr for ChainName {
         let rest = text
             .strip_prefix("HAPILOT-")
             .ok_or_else(|| format!("{text:?} is not a chain of hapilot"))?;
-        let (instance, purpose) = match rest.strip_suffix("-TPROXY") {
-            Some(instance) => (instance, Purpose::Interception),
-            None => (rest, Purpose::Diversion),
+        let (instance, purpose) = match rest.split_once('-') {
+            Some((instance, "TPROXY")) => (instance, Purpose::Interception),
+            Some((instance, "GUARD")) => (instance, Purpose::Guard),
+            _ => (rest, Purpose::Diversion),
         };
         Ok(Self { instance: instance.parse()?, purpose })
     }
@@ -86,14 +90,19 @@ mod tests {
 
     #[test]
     fn chain_names_are_read_back_and_those_of_others_are_not_ours() {
-        for purpose in [Purpose::Diversion, Purpose::Interception] {
+        for purpose in [Purpose::Diversion, Purpose::Interception, Purpose::Guard] {
             let name = ChainName { instance: Instance::new(0x00ab_cdef), purpose };
             assert_eq!(name.to_string().parse(), Ok(name));
             assert!(name.to_string().len() <= 28);
         }
-        for other in
-            ["DIVERT", "HAPILOT-", "HAPILOT-ABCDEF01", "HAPILOT-+bcdef01", "HAPILOT-1-TPROXY"]
-        {
+        for other in [
+            "DIVERT",
+            "HAPILOT-",
+            "HAPILOT-ABCDEF01",
+            "HAPILOT-+bcdef01",
+            "HAPILOT-1-TPROXY",
+            "HAPILOT-00abcdef-X",
+        ] {
             assert!(other.parse::<ChainName>().is_err(), "{other}");
         }
     }

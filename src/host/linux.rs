@@ -139,6 +139,10 @@ impl Kernel for Linux {
             Undo::RestoreNonlocalBind { family, former } => {
                 self.restore_nonlocal_bind(*family, *former)
             }
+            Undo::RestoreMigration { former } => match sysctl::value(sysctl::MIGRATE)? {
+                Some(1) => sysctl::set(sysctl::MIGRATE, *former),
+                _ => Ok(()),
+            },
             Undo::RemovePolicyRule { family, numbers } => {
                 self.routing.delete_rule(*family, *numbers).await
             }

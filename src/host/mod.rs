@@ -4,13 +4,15 @@
 //! numbers; `applied` runs steps and remembers the undos; `linux` is the kernel that does them, by
 //! `iptables`, `routing` and `sysctl`. The first thing in the kernel is a chain whose comment
 //! carries a `record` of all the rest; the `lease` says that its instance lives; `sweep` removes
-//! what an instance that lives no more left behind. `preflight` looks before anything is changed.
+//! what an instance that lives no more left behind. `barrier` is the chain that stops SYNs during a
+//! hand-over. `preflight` looks before anything is changed.
 //! `Host` is the door for the rest of the crate.
 //!
 //! Another backend (nftables) would be another `Place` of steps and another caller beside
 //! `iptables`; record, lease and sweep stay.
 
 pub mod applied;
+pub mod barrier;
 mod bounded;
 mod facade;
 pub mod instance;

@@ -116,15 +116,21 @@ impl Draft<'_> {
     }
 
     fn jump(&self, family: Family, purpose: Purpose) -> Step {
-        let matches = match purpose {
-            // Without --transparent the packets of every socket of the host would be marked.
-            Purpose::Diversion => "-p tcp -m socket --transparent",
-            // HAProxy's own connections to servers on this host come in by lo: they would loop.
-            Purpose::Interception => "! -i lo -p tcp",
-        };
-        let rule = format!("{matches} -j {}", self.chain(purpose));
+        let rule = jump_to(self.chain(purpose));
         Step::Jump { place: self.place(family), from: "PREROUTING".into(), rule }
     }
+}
+
+/// The rule that leads into one of our chains.
+pub(super) fn jump_to(chain: ChainName) -> String {
+    let matches = match chain.purpose {
+        // Without --transparent the packets of every socket of the host would be marked.
+        Purpose::Diversion => "-p tcp -m socket --transparent",
+        // HAProxy's own connections to servers on this host come in by lo: they would loop.
+        Purpose::Interception => "! -i lo -p tcp",
+        Purpose::Guard => "-p tcp --syn",
+    };
+    format!("{matches} -j {chain}")
 }
 
 fn tproxy(intercept: Intercept, mark: FwMark) -> String {

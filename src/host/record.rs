@@ -50,6 +50,33 @@ pub struct Record {
     pub former: Former,
 }
 
+/// What a guard writes down before it writes `net.ipv4.tcp_migrate_req`, in its own chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Migration {
+    pub instance: Instance,
+    pub former: u8,
+}
+
+impl fmt::Display for Migration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{MIGRATION}:{}:{}", self.instance, self.former)
+    }
+}
+
+impl FromStr for Migration {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parse = || {
+            let (instance, former) =
+                text.strip_prefix(MIGRATION)?.strip_prefix(':')?.split_once(':')?;
+            Some(Self { instance: instance.parse().ok()?, former: former.parse().ok()? })
+        };
+        parse().ok_or_else(|| format!("{text:?} is not a guard's record"))
+    }
+}
+
+const MIGRATION: &str = "hapilot-migrate";
 const PREFIX: &str = "hapilot";
 const UNTOUCHED: &str = "-";
 
@@ -115,6 +142,16 @@ mod tests {
         let text = record.to_string();
         assert_eq!(text, "hapilot:deadbeef:0x10000000/0x10000000:29000:170:0:-");
         assert_eq!(text.parse(), Ok(record));
+    }
+
+    #[test]
+    fn a_guards_record_is_read_back_and_is_no_instances_record() {
+        let migration = Migration { instance: Instance::new(0xdead_beef), former: 0 };
+        let text = migration.to_string();
+        assert_eq!(text, "hapilot-migrate:deadbeef:0");
+        assert_eq!(text.parse(), Ok(migration));
+        assert!(text.parse::<Record>().is_err());
+        assert!("hapilot-migrate:deadbeef".parse::<Migration>().is_err());
     }
 
     #[test]

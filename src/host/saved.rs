@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::instance::ChainName;
-use super::record::Record;
+use super::record::{Migration, Record};
 
 /// What is in force in one place, as far as it matters to us.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -12,6 +12,8 @@ pub struct Saved {
     pub chains: Vec<ChainName>,
     pub records: Vec<Record>,
     pub jumps: Vec<Jump>,
+    /// Guards that wrote `net.ipv4.tcp_migrate_req`, and what it was before.
+    pub migrations: Vec<Migration>,
     /// How many rules each of our chains has.
     pub entries: BTreeMap<ChainName, usize>,
     /// Rules that are no hapilot's, in every table.
@@ -65,6 +67,8 @@ impl Saved {
             // A record counts only where that instance itself would write it.
             let record = after(rule, "--comment").and_then(|text| text.parse::<Record>().ok());
             self.records.extend(record.filter(|r| r.instance == owner.instance));
+            let migration = after(rule, "--comment").and_then(|t| t.parse::<Migration>().ok());
+            self.migrations.extend(migration.filter(|m| m.instance == owner.instance));
         } else if let Some(to) = target {
             self.jumps.push(Jump { from: chain.into(), rule: rule.into(), to });
         } else {

@@ -8,6 +8,7 @@ use std::fmt;
 use super::instance::ChainName;
 use super::mark::TableId;
 use super::record::Numbers;
+use super::sysctl::MIGRATE;
 
 /// The protocol number of our rules and routes (`proto 122`): how the kernel tells them as ours.
 pub const PROTOCOL: u8 = 122;
@@ -139,11 +140,31 @@ pub enum Step {
 /// What takes a step back. Doing it twice is not an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Undo {
-    RemoveChain { place: Place, chain: ChainName },
-    RemoveJump { place: Place, from: String, rule: String },
-    RestoreNonlocalBind { family: Family, former: u8 },
-    RemovePolicyRule { family: Family, numbers: Numbers },
-    RemoveLocalRoute { family: Family, table: TableId },
+    RemoveChain {
+        place: Place,
+        chain: ChainName,
+    },
+    RemoveJump {
+        place: Place,
+        from: String,
+        rule: String,
+    },
+    RestoreNonlocalBind {
+        family: Family,
+        former: u8,
+    },
+    /// What a guard of a dead instance had changed.
+    RestoreMigration {
+        former: u8,
+    },
+    RemovePolicyRule {
+        family: Family,
+        numbers: Numbers,
+    },
+    RemoveLocalRoute {
+        family: Family,
+        table: TableId,
+    },
 }
 
 impl Step {
@@ -200,6 +221,7 @@ impl Undo {
             Self::RestoreNonlocalBind { family, .. } => {
                 format!("sysctl {}=1", family.nonlocal_bind())
             }
+            Self::RestoreMigration { .. } => format!("sysctl {MIGRATE}=1"),
             Self::RemovePolicyRule { family, numbers } => format!(
                 "{} rule {}: fwmark {} lookup {}",
                 family.ip(),
@@ -239,6 +261,7 @@ impl fmt::Display for Undo {
             Self::RestoreNonlocalBind { family, former } => {
                 write!(f, "sysctl -w {}={former}", family.nonlocal_bind())
             }
+            Self::RestoreMigration { former } => write!(f, "sysctl -w {MIGRATE}={former}"),
             Self::RemovePolicyRule { family, numbers } => policy_rule(f, "del", *family, *numbers),
             Self::RemoveLocalRoute { family, table } => local_route(f, "del", *family, *table),
         }

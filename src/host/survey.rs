@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 
-use super::instance::Instance;
+use super::instance::{ChainName, Instance, Purpose};
 use super::iptables::Iptables;
 use super::lease;
 use super::record::Record;
@@ -49,9 +49,11 @@ impl Survey {
             let here = || steps.iter().filter(move |step| step.place() == Some(place));
             let jumps = here().filter(|step| matches!(step, Step::Jump { .. })).count();
             let entries = here().filter(|step| matches!(step, Step::Entry { .. })).count();
-            let ours = saved.entries.iter().filter(|(chain, _)| chain.instance == us);
-            saved.jumps.iter().filter(|jump| jump.to.instance == us).count() == jumps
-                && ours.map(|(_, count)| count).sum::<usize>() == entries
+            // A guard comes and goes by itself.
+            let ours = |chain: &ChainName| chain.instance == us && chain.purpose != Purpose::Guard;
+            let entered = saved.entries.iter().filter(|(chain, _)| ours(chain));
+            saved.jumps.iter().filter(|jump| ours(&jump.to)).count() == jumps
+                && entered.map(|(_, count)| count).sum::<usize>() == entries
         };
         let places = self.places.iter().filter(|(place, saved)| !whole(*place, saved));
         places.map(|(place, _)| *place).collect()

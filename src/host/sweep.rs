@@ -14,7 +14,7 @@ use super::instance::{ChainName, Instance, Purpose};
 use super::lease::{self, Lease, SetupLock};
 use super::linux::Linux;
 use super::preflight::Facts;
-use super::record::Record;
+use super::record::{Migration, Record};
 use super::saved::Saved;
 use super::step::{Family, Place, Undo};
 use super::survey::Survey;
@@ -122,6 +122,7 @@ struct Leftover {
     jumps: Vec<(Place, String, String, Purpose)>,
     chains: BTreeSet<(Place, ChainName)>,
     record: Option<Record>,
+    migration: Option<Migration>,
 }
 
 fn leftovers(places: &[(Place, Saved)]) -> BTreeMap<Instance, Leftover> {
@@ -134,6 +135,9 @@ fn leftovers(places: &[(Place, Saved)]) -> BTreeMap<Instance, Leftover> {
             let jumps = &mut found.entry(jump.to.instance).or_default().jumps;
             jumps.push((*place, jump.from.clone(), jump.rule.clone(), jump.to.purpose));
         }
+        for migration in &saved.migrations {
+            found.entry(migration.instance).or_default().migration = Some(*migration);
+        }
         for record in &saved.records {
             // One of the two protocols' records is enough: each names the whole.
             found.entry(record.instance).or_default().record = Some(*record);
@@ -143,18 +147,24 @@ fn leftovers(places: &[(Place, Saved)]) -> BTreeMap<Instance, Leftover> {
 }
 
 impl Leftover {
-    /// What hurts first goes first: an interception without a listener drops packets.
+    /// What hurts first goes first: a guard, then an interception without a listener, which drops
+    /// packets.
     fn undos(&self) -> Vec<Undo> {
         let mut jumps = self.jumps.clone();
         jumps.sort_by_key(|jump| std::cmp::Reverse(jump.3));
         let jumps =
             jumps.into_iter().map(|(place, from, rule, _)| Undo::RemoveJump { place, from, rule });
         let recorded = self.record.iter().flat_map(recorded);
-        jumps.chain(recorded).chain(self.chains_for(Purpose::Interception)).collect()
+        let migration = self.migration.map(|m| Undo::RestoreMigration { former: m.former });
+        jumps
+            .chain(recorded)
+            .chain(migration)
+            .chain(self.chains_for(Purpose::Interception))
+            .collect()
     }
 
     fn record_chains(&self) -> Vec<Undo> {
-        self.chains_for(Purpose::Diversion).collect()
+        self.chains_for(Purpose::Guard).chain(self.chains_for(Purpose::Diversion)).collect()
     }
 
     fn chains_for(&self, purpose: Purpose) -> impl Iterator<Item = Undo> {

@@ -1,4 +1,4 @@
-//! `ip_nonlocal_bind`, at `/proc/sys` or where an operator mounted it.
+//! The sysctls that we may write, at `/proc/sys` or where an operator mounted them.
 //!
 //! Docker mounts `/proc/sys` read-only, and refuses `--sysctl` with the host's network. So one file
 //! of it may be mounted at `/var/proc/sys`, which the `sysctl` package cannot reach.
@@ -19,9 +19,16 @@ enum Door {
     Mounted(PathBuf),
 }
 
-/// What it is now; `None` where this kernel does not have it.
+/// Whether half-open connections of a closed listener move to another one (Linux 5.14).
+pub const MIGRATE: &str = "net.ipv4.tcp_migrate_req";
+
+/// What `ip_nonlocal_bind` is now; `None` where this kernel does not have it.
 pub fn read(family: Family) -> Result<Option<u8>> {
-    let name = family.nonlocal_bind();
+    value(family.nonlocal_bind())
+}
+
+/// What it is now; `None` where this kernel does not have it.
+pub fn value(name: &str) -> Result<Option<u8>> {
     let text = match sysctl::Ctl::new(name).and_then(|ctl| ctl.value_string()) {
         Ok(text) => text,
         Err(sysctl::SysctlError::NotFound(_)) => return Ok(None),
@@ -33,8 +40,12 @@ pub fn read(family: Family) -> Result<Option<u8>> {
 
 /// Writes and reads back.
 pub fn write(family: Family, value: u8) -> Result<()> {
-    let name = family.nonlocal_bind();
-    match door(family) {
+    set(family.nonlocal_bind(), value)
+}
+
+/// Writes and reads back.
+pub fn set(name: &str, value: u8) -> Result<()> {
+    match door(name) {
         Some(Door::Proc) => {
             sysctl::Ctl::new(name)
                 .and_then(|ctl| ctl.set_value_string(&value.to_string()))
@@ -44,7 +55,7 @@ pub fn write(family: Family, value: u8) -> Result<()> {
             .with_context(|| format!("write {}", path.display()))?,
         None => bail!("sysctl {name} cannot be written here"),
     }
-    match read(family)? {
+    match self::value(name)? {
         Some(now) if now == value => Ok(()),
         now => bail!("sysctl {name} reads {now:?} after {value} was written"),
     }
@@ -53,7 +64,13 @@ pub fn write(family: Family, value: u8) -> Result<()> {
 /// Whether `write` has a way; opening for writing changes nothing.
 #[must_use]
 pub fn writable(family: Family) -> bool {
-    door(family).is_some()
+    settable(family.nonlocal_bind())
+}
+
+/// Whether `set` has a way; opening for writing changes nothing.
+#[must_use]
+pub fn settable(name: &str) -> bool {
+    door(name).is_some()
 }
 
 /// Transparent proxying does not need it (`IP_TRANSPARENT` does the same), so this is a warning:
@@ -64,7 +81,7 @@ pub fn unwritable(families: &[Family]) -> Option<Problem> {
     let settings: Vec<String> = names.iter().map(|name| format!("{name}=1")).collect();
     let mounts: Vec<String> = families
         .iter()
-        .map(|family| path(*family))
+        .map(|family| path(family.nonlocal_bind()))
         .map(|path| format!("-v /proc/sys/{path}:/var/proc/sys/{path}"))
         .collect();
     (!families.is_empty()).then(|| {
@@ -80,13 +97,13 @@ pub fn unwritable(families: &[Family]) -> Option<Problem> {
     })
 }
 
-fn path(family: Family) -> String {
-    family.nonlocal_bind().replace('.', "/")
+fn path(name: &str) -> String {
+    name.replace('.', "/")
 }
 
-fn door(family: Family) -> Option<Door> {
+fn door(name: &str) -> Option<Door> {
     let opens = |path: &PathBuf| OpenOptions::new().write(true).open(path).is_ok();
-    let path = path(family);
+    let path = path(name);
     let mounted = PathBuf::from("/var/proc/sys").join(&path);
     if opens(&PathBuf::from("/proc/sys").join(&path)) {
         return Some(Door::Proc);

@@ -1,4 +1,4 @@
-//! Acts: waits until a descriptor takes bytes again.
+//! Acts: waits until a descriptor takes bytes again, or has some.
 
 #![allow(
     unsafe_code,
@@ -12,7 +12,10 @@ use tokio::io::unix::AsyncFd;
 
 /// An error for what cannot be watched, such as a regular file.
 pub async fn writable(fd: OwnedFd) -> io::Result<()> {
+    watch(fd)?.writable().await.map(drop)
+}
+
+pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: `AsyncFd` owns the descriptor and closes it only after it has deregistered it.
-    let fd = unsafe { AsyncFd::register(fd) }?;
-    fd.writable().await.map(drop)
+    Ok(unsafe { AsyncFd::register(fd) }?)
 }

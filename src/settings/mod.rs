@@ -32,6 +32,18 @@ pub enum Firewall {
     Iptables,
 }
 
+/// `HAPROXY_RELOAD_GUARD`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReloadGuard {
+    /// The first that this host allows, and only for what is not shared.
+    Auto,
+    /// On every reload, for every port.
+    Hold,
+    /// On every reload, for every port.
+    Drop,
+    None,
+}
+
 /// `HAPROXY_ON_CRASH`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnCrash {
@@ -68,6 +80,7 @@ pub struct Settings {
     pub mark: Option<FwMark>,
     /// `None` means: choose one that is free.
     pub table: Option<TableId>,
+    pub reload_guard: ReloadGuard,
     /// From SIGTERM to exit, tear-down included.
     pub stop_deadline: Duration,
     pub drain_deadline: Duration,

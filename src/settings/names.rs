@@ -37,6 +37,8 @@ pub(super) const MARK: Variable = variable(
 );
 pub(super) const TABLE: Variable =
     variable("HAPROXY_TABLE", "a number from 1 to 4294967295 other than 253, 254 and 255", "7100");
+pub(super) const RELOAD_GUARD: Variable =
+    variable("HAPROXY_RELOAD_GUARD", "auto, hold, drop or none", "auto");
 pub(super) const STOP_DEADLINE: Variable =
     variable("HAPROXY_STOP_DEADLINE", "a length of time from 1s to 7d", "295s");
 pub(super) const DRAIN_DEADLINE: Variable =
@@ -48,7 +50,7 @@ pub(super) const LOG_FORMAT: Variable = variable("HAPROXY_LOG_FORMAT", "text or 
 pub(super) const LOG_LEVEL: Variable =
     variable("HAPROXY_LOG_LEVEL", "error, warn, info, debug or trace", "info");
 
-pub(super) const OURS: [&Variable; 14] = [
+pub(super) const OURS: [&Variable; 15] = [
     &PORTS,
     &PIDS,
     &CONFIG,
@@ -57,6 +59,7 @@ pub(super) const OURS: [&Variable; 14] = [
     &FIREWALL,
     &MARK,
     &TABLE,
+    &RELOAD_GUARD,
     &STOP_DEADLINE,
     &DRAIN_DEADLINE,
     &MAX_GENERATIONS,
@@ -66,8 +69,7 @@ pub(super) const OURS: [&Variable; 14] = [
 ];
 
 /// Announced, but not part of this version.
-pub(super) const NOT_YET: [&str; 4] =
-    ["HAPROXY_RELOAD_GUARD", "HAPROXY_METRICS", "HAPROXY_WATCH", "HAPROXY_DISCOVERY"];
+pub(super) const NOT_YET: [&str; 3] = ["HAPROXY_METRICS", "HAPROXY_WATCH", "HAPROXY_DISCOVERY"];
 
 /// HAProxy's own: set by it for its children and checks, or by its official image.
 const HAPROXYS: [&str; 31] = [

@@ -12,7 +12,8 @@ use tracing::level_filters::LevelFilter;
 use super::names::{self, Variable};
 use super::value;
 use super::{
-    Firewall, LogFormat, Mistake, Mistakes, OnCrash, Predecessors, Settings, Transparent, Warning,
+    Firewall, LogFormat, Mistake, Mistakes, OnCrash, Predecessors, ReloadGuard, Settings,
+    Transparent, Warning,
 };
 use crate::host::mark::Port;
 
@@ -32,6 +33,7 @@ struct Texts {
     firewall: Option<String>,
     mark: Option<String>,
     table: Option<String>,
+    reload_guard: Option<String>,
     stop_deadline: Option<String>,
     drain_deadline: Option<String>,
     max_generations: Option<String>,
@@ -143,6 +145,14 @@ impl Reader {
                 .unwrap_or(Firewall::Auto),
             mark: self.read(&names::MARK, texts.mark.as_ref(), value::mark),
             table: self.read(&names::TABLE, texts.table.as_ref(), value::table),
+            reload_guard: self
+                .read(&names::RELOAD_GUARD, texts.reload_guard.as_ref(), |text| {
+                    let (auto, none) = (ReloadGuard::Auto, ReloadGuard::None);
+                    let (hold, drop) = (ReloadGuard::Hold, ReloadGuard::Drop);
+                    let choices = [("auto", auto), ("hold", hold), ("drop", drop), ("none", none)];
+                    value::choice(text, &choices)
+                })
+                .unwrap_or(ReloadGuard::Auto),
             stop_deadline: self
                 .read(&names::STOP_DEADLINE, texts.stop_deadline.as_ref(), value::deadline)
                 .unwrap_or(DEADLINE),
@@ -239,6 +249,7 @@ mod tests {
                 firewall: Firewall::Auto,
                 mark: None,
                 table: None,
+                reload_guard: ReloadGuard::Auto,
                 stop_deadline: Duration::from_secs(295),
                 drain_deadline: Duration::from_secs(295),
                 max_generations: 8,
@@ -260,6 +271,7 @@ mod tests {
             ("HAPROXY_FIREWALL", "iptables"),
             ("HAPROXY_MARK", "0x10/0xf0"),
             ("HAPROXY_TABLE", "77"),
+            ("HAPROXY_RELOAD_GUARD", "hold"),
             ("HAPROXY_STOP_DEADLINE", "10"),
             ("HAPROXY_DRAIN_DEADLINE", "20m"),
             ("HAPROXY_MAX_GENERATIONS", "3"),
@@ -280,6 +292,7 @@ mod tests {
                 firewall: Firewall::Iptables,
                 mark: FwMark::new(0x10, 0xf0),
                 table: TableId::new(77),
+                reload_guard: ReloadGuard::Hold,
                 stop_deadline: Duration::from_secs(10),
                 drain_deadline: Duration::from_mins(20),
                 max_generations: 3,
@@ -331,6 +344,7 @@ mod tests {
             ("HAPROXY_FIREWALL", "nftables", "auto or iptables (this version has no other)"),
             ("HAPROXY_MARK", "0", "no bits"),
             ("HAPROXY_TABLE", "254", "the kernel's own"),
+            ("HAPROXY_RELOAD_GUARD", "migrate", "auto, hold, drop or none"),
             ("HAPROXY_STOP_DEADLINE", "-1s", "not a length of time"),
             ("HAPROXY_DRAIN_DEADLINE", "0s", "too short"),
             ("HAPROXY_MAX_GENERATIONS", "1", "2 to 64"),
@@ -395,6 +409,6 @@ mod tests {
         let variables: Vec<_> = names::NOT_YET.iter().map(|name| (*name, "on")).collect();
         let warnings = warnings(&variables);
         assert_eq!(warnings.len(), names::NOT_YET.len());
-        assert!(warnings[0].starts_with("HAPROXY_RELOAD_GUARD: this version does not have it"));
+        assert!(warnings[0].starts_with("HAPROXY_METRICS: this version does not have it"));
     }
 }

@@ -16,6 +16,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
+use super::guarding::Policy;
 use super::lifecycle::{CrashPolicy, Limits};
 use super::reaper::adopt_orphans;
 use super::run::{Identity, Setting, run};
@@ -28,6 +29,8 @@ use crate::haproxy::installed::{self, Installed};
 use crate::haproxy::judge::Judge;
 use crate::haproxy::launch::Program;
 use crate::haproxy::{configuration_files, embedded};
+use crate::host::barrier::Site;
+use crate::host::instance::Instance;
 use crate::host::preflight::{self, Findings, RUN_DIRECTORY};
 use crate::host::sweep::{Swept, sweep};
 use crate::host::{Host, Wanted};
@@ -35,7 +38,7 @@ use crate::listeners::keeper::{self, Keeper};
 use crate::problem::Problem;
 use crate::process::procfs;
 use crate::process::together::both;
-use crate::settings::{OnCrash, Settings, Transparent, Warning};
+use crate::settings::{OnCrash, ReloadGuard, Settings, Transparent, Warning};
 
 pub const USAGE: u8 = 64;
 pub const UNAVAILABLE: u8 = 69;
@@ -44,6 +47,8 @@ pub const SOFTWARE: u8 = 70;
 /// A configuration with many names to resolve or large maps takes its time.
 const READY_LIMIT: Duration = Duration::from_mins(5);
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(10);
+/// Each guard has a tighter one of its own; this is for one that fails to say so.
+const GUARD_LIMIT: Duration = Duration::from_secs(6);
 const GRACE: Duration = Duration::from_secs(5);
 const MOST_CRASHES_IN_A_ROW: u32 = 10;
 
@@ -127,6 +132,10 @@ impl Survey {
         if wanted && insisted {
             problems.extend(lacking.iter().cloned());
         }
+        let forced = matches!(asked.settings.reload_guard, ReloadGuard::Hold | ReloadGuard::Drop);
+        if forced && !(wanted && insisted) {
+            problems.extend(lacking.iter().cloned());
+        }
         let status = match &found {
             Ok(_) => UNAVAILABLE,
             Err(unusable) => {
@@ -192,11 +201,22 @@ impl Survey {
         }
     }
 
+    fn policy(&self, instance: Instance) -> Policy {
+        let (settings, facts) = (&self.asked.settings, &self.findings.facts);
+        Policy {
+            setting: settings.reload_guard,
+            site: Site { instance, program: facts.program, families: facts.families.clone() },
+            ports: settings.ports.iter().map(|port| port.number()).collect(),
+            intercept: settings.intercept.clone(),
+        }
+    }
+
     fn limits(&self) -> Limits {
         let settings = &self.asked.settings;
         Limits {
             ready: READY_LIMIT,
             hand_over: HAND_OVER_LIMIT,
+            guard: GUARD_LIMIT,
             stop: settings.stop_deadline,
             drain: settings.drain_deadline,
             grace: GRACE,
@@ -281,7 +301,8 @@ async fn boot(survey: Survey, signals: Signals) -> Result<u8> {
             .collect(),
     };
     let (judge, limits) = (survey.judge(), survey.limits());
-    let setting = Setting { program, judge, limits, host, keeper, identity };
+    let policy = survey.policy(lease.instance());
+    let setting = Setting { program, judge, limits, host, keeper, policy, identity };
     let status = run(setting, signals, requests).await;
     // Given back last: until here, what we had on the host was not an orphan's.
     drop(lease);

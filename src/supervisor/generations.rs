@@ -8,6 +8,7 @@ use rustix::process::Signal;
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
+use super::guarding::Guarded;
 use super::lifecycle::{Event, Phase, StateName, Why};
 use super::run::{Message, Supervisor, milliseconds};
 use crate::handover::reload::{HandedOver, hand_over, save_server_state};
@@ -43,11 +44,12 @@ pub(super) struct Running {
     pub(super) runtime_socket: PathBuf,
     pub(super) words: Words,
     output: Option<JoinHandle<()>>,
-    tasks: Vec<JoinHandle<()>>,
+    pub(super) tasks: Vec<JoinHandle<()>>,
     pub(super) listens: Vec<Seen>,
     pub(super) handed_over: HandedOver,
     /// What its configuration is warned of.
     pub(super) warnings: Vec<String>,
+    pub(super) guarded: Guarded,
 }
 
 impl Running {
@@ -94,6 +96,7 @@ impl Supervisor {
             listens: Vec::new(),
             handed_over: HandedOver::default(),
             warnings: problems.iter().map(ToString::to_string).collect(),
+            guarded: Guarded::default(),
         };
         let Some(old) = from.and_then(|from| self.generations.get(&from)) else {
             self.program.forget_server_state();

@@ -2,6 +2,7 @@
 
 pub mod boot;
 mod generations;
+pub mod guarding;
 pub mod lifecycle;
 pub mod reaper;
 mod reports;

@@ -39,7 +39,15 @@ impl Supervisor {
             receipt.listeners = listeners.cloned().unwrap_or_default();
             receipt.counters_before = running.counters;
             receipt.counters_after = counters::read().unwrap_or_default();
-            receipt.doubts = doubts(listeners, receipt.counters_before, receipt.counters_after);
+            let guarded = &running.guarded;
+            receipt.doubts = doubts(
+                listeners,
+                &guarded.exposed(),
+                receipt.counters_before,
+                receipt.counters_after,
+            );
+            receipt.doubts.extend_from_slice(&guarded.doubts);
+            guarded.write(&mut receipt);
             receipt.carried_over.clone_from(&handed_over.carried_over);
             receipt.warnings =
                 running.warnings.iter().chain(&handed_over.warnings).cloned().collect();

@@ -15,11 +15,13 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 
 use super::generations::Running;
+use super::guarding::{Came, Policy};
 use super::lifecycle::{Action, Event, Lifecycle, Limits};
 use super::reaper::reap;
 use super::signals::{Heard, Signals};
 use crate::control::protocol::{Answer, Request};
 use crate::control::server::Asked;
+use crate::handover::guard::{Guard, Outcome};
 use crate::handover::receipt::Receipt;
 use crate::handover::reload::HandedOver;
 use crate::haproxy::configuration_files::Copies;
@@ -46,6 +48,10 @@ pub(super) enum Message {
     Prepared(GenerationId),
     Listens(GenerationId, Vec<Listener>),
     HandedOver(GenerationId, HandedOver),
+    /// A guard's steps, each with whether it came to what was waited for.
+    Settled(GenerationId, Came),
+    ListenersGone(GenerationId, Came),
+    GuardDone(GenerationId, Outcome),
 }
 
 #[derive(Debug)]
@@ -56,6 +62,8 @@ pub struct Supervisor {
     pub(super) generations: BTreeMap<GenerationId, Running>,
     pub(super) host: Option<Host>,
     pub(super) keeper: Keeper,
+    pub(super) policy: Policy,
+    pub(super) guard: Option<Guard>,
     pub(super) last_reload: Option<Receipt>,
     /// The configuration of the generation that was ready last.
     pub(super) last_good: Option<Copies>,
@@ -84,6 +92,7 @@ pub struct Setting {
     pub limits: Limits,
     pub host: Option<Host>,
     pub keeper: Keeper,
+    pub policy: Policy,
     pub identity: Identity,
 }
 
@@ -107,7 +116,7 @@ async fn until(wake_at: Option<Instant>) {
 
 impl Supervisor {
     fn new(setting: Setting) -> (Self, Vec<Action>) {
-        let Setting { program, judge, limits, host, keeper, identity } = setting;
+        let Setting { program, judge, limits, host, keeper, policy, identity } = setting;
         let (lifecycle, first) = Lifecycle::start(Instant::now(), limits);
         let (messages, inbox) = mpsc::unbounded_channel();
         let supervisor = Self {
@@ -117,6 +126,8 @@ impl Supervisor {
             generations: BTreeMap::new(),
             host,
             keeper,
+            policy,
+            guard: None,
             last_reload: None,
             last_good: None,
             identity,
@@ -153,6 +164,9 @@ impl Supervisor {
 
     async fn abandon(&mut self) -> u8 {
         error!("hapilot failed, which is a bug; ending HAProxy and giving the host back");
+        if let Some(guard) = self.guard.take() {
+            drop(guard.lower());
+        }
         for id in self.generations.keys() {
             self.signal(*id, Signal::KILL, "killing");
         }
@@ -179,18 +193,25 @@ impl Supervisor {
             Message::Event(event) => return self.event(event).await,
             Message::Prepared(id) => self.launch(id),
             Message::Listens(id, listeners) => self.keep(id, listeners),
-            Message::HandedOver(id, mut handed_over) => {
+            Message::HandedOver(id, handed_over) => {
                 // It died meanwhile and the news is on its way: the old one must not drain for it.
                 if self.generations.get(&id)?.is_gone() {
                     return None;
                 }
-                if let Some(listeners) = handed_over.fresh.take() {
-                    self.keep(id, listeners);
-                }
-                if let Some(running) = self.generations.get_mut(&id) {
-                    running.handed_over = handed_over;
-                }
-                return self.event(Event::HandedOver(id)).await;
+                let sharing = self.decide(id, handed_over);
+                return self.event(Event::HandedOver(id, sharing)).await;
+            }
+            Message::Settled(id, came) => {
+                self.note_settled(id, came);
+                return self.event(Event::Settled(id)).await;
+            }
+            Message::ListenersGone(id, came) => {
+                self.note_gone(id, came);
+                return self.event(Event::ListenersGone(id)).await;
+            }
+            Message::GuardDone(id, outcome) => {
+                self.note_outcome(id, outcome);
+                return self.event(Event::GuardDone(id)).await;
             }
         }
         None
@@ -249,6 +270,10 @@ impl Supervisor {
             match action {
                 Action::Launch { id, from, why } => self.prepare(id, from, why),
                 Action::HandOver { from, to } => self.hand_over(from, to),
+                Action::RaiseGuard(id) => self.raise_guard(id).await,
+                Action::Keep(id) => self.keep_fresh(id),
+                Action::WatchListeners(id) => self.watch_listeners(id),
+                Action::LowerGuard(id) => self.lower_guard(id),
                 Action::Drain(id) => self.signal(id, Signal::USR1, "draining"),
                 Action::Terminate(id) => self.signal(id, Signal::TERM, "ending its sessions"),
                 Action::Kill(id) => self.kill(id),

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use self::fleet::{Fate, Fleet, Generation};
 use self::vocabulary::Turn;
 pub use self::vocabulary::{
-    Action, CrashPolicy, Event, Limits, Phase, Refusal, StateName, Stop, Why,
+    Action, CrashPolicy, Event, Limits, Phase, Refusal, Sharing, StateName, Stop, Why,
 };
 use crate::haproxy::generation::GenerationId;
 use crate::process::exit::Exit;
@@ -46,7 +46,42 @@ struct Reload {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ReloadStep {
     Starting,
-    HandingOver { until: Instant },
+    HandingOver {
+        until: Instant,
+    },
+    /// The guard is up; what the old listeners have is still being accepted.
+    Settling {
+        until: Instant,
+    },
+    /// The guard is up; the old generation drains, and its listeners are on their way out.
+    Closing {
+        until: Instant,
+    },
+    /// The guard is down; what it held is being let through.
+    Releasing {
+        until: Instant,
+    },
+}
+
+impl ReloadStep {
+    fn until(self) -> Option<Instant> {
+        match self {
+            Self::Starting => None,
+            Self::HandingOver { until }
+            | Self::Settling { until }
+            | Self::Closing { until }
+            | Self::Releasing { until } => Some(until),
+        }
+    }
+
+    fn is_guarded(self) -> bool {
+        matches!(self, Self::Settling { .. } | Self::Closing { .. })
+    }
+
+    /// The old generation drains already: there is no way back to it.
+    fn is_past_return(self) -> bool {
+        matches!(self, Self::Closing { .. } | Self::Releasing { .. })
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,6 +182,7 @@ impl Lifecycle {
     #[must_use]
     pub fn serving(&self) -> Option<GenerationId> {
         match self.state {
+            State::Reloading(Reload { step, next, .. }) if step.is_past_return() => Some(next),
             State::Serving(id) | State::Reloading(Reload { serving: id, .. }) => Some(id),
             _ => None,
         }
@@ -163,8 +199,8 @@ impl Lifecycle {
     #[must_use]
     pub fn wake_at(&self) -> Option<Instant> {
         let own = match self.state {
-            State::Reloading(Reload { step: ReloadStep::HandingOver { until }, .. })
-            | State::Recovering(Recovery { step: RecoveryStep::Waiting { until }, .. }) => {
+            State::Reloading(Reload { step, .. }) => step.until(),
+            State::Recovering(Recovery { step: RecoveryStep::Waiting { until }, .. }) => {
                 Some(until)
             }
             State::Stopping(Stopping { give_up_at, .. }) => Some(give_up_at),
@@ -178,7 +214,10 @@ impl Lifecycle {
         let mut turn = Turn { now, actions: Vec::new() };
         match event {
             Event::Ready(id) => self.ready(&mut turn, id),
-            Event::HandedOver(id) => self.handed_over(&mut turn, id),
+            Event::HandedOver(id, sharing) => self.handed_over(&mut turn, id, sharing),
+            Event::Settled(id) => self.settled(&mut turn, id),
+            Event::ListenersGone(id) => self.listeners_gone(&mut turn, id),
+            Event::GuardDone(id) => self.guard_done(&mut turn, id),
             Event::Exited(id, exit) => self.exited(&mut turn, id, exit),
             Event::ReloadWanted => self.reload_wanted(&mut turn),
             Event::PauseWanted => self.pause(&mut turn, true),
@@ -236,15 +275,67 @@ impl Lifecycle {
         }
     }
 
-    fn handed_over(&mut self, turn: &mut Turn, id: GenerationId) {
+    fn handed_over(&mut self, turn: &mut Turn, id: GenerationId, sharing: Sharing) {
         if let State::Reloading(reload) = self.state
             && reload.next == id
-            && reload.step != ReloadStep::Starting
+            && matches!(reload.step, ReloadStep::HandingOver { .. })
         {
-            self.fleet.drain(turn, reload.serving, turn.now + self.limits.drain);
-            turn.act(Action::ReloadTaken { from: reload.serving, to: id });
-            self.settle(turn, id, reload.again);
+            match sharing {
+                Sharing::Enough => {
+                    self.fleet.drain(turn, reload.serving, turn.now + self.limits.drain);
+                    self.taken(turn, reload);
+                }
+                Sharing::Guarded => {
+                    turn.act(Action::RaiseGuard(id));
+                    // Half of the time for each half of the way.
+                    let step = ReloadStep::Settling { until: turn.now + self.limits.guard / 2 };
+                    self.state = State::Reloading(Reload { step, ..reload });
+                }
+            }
         }
+    }
+
+    fn settled(&mut self, turn: &mut Turn, id: GenerationId) {
+        if let State::Reloading(reload) = self.state
+            && reload.next == id
+            && matches!(reload.step, ReloadStep::Settling { .. })
+        {
+            // The keeper first, or they would not go with the old generation's.
+            turn.act(Action::Keep(id));
+            self.fleet.drain(turn, reload.serving, turn.now + self.limits.drain);
+            turn.act(Action::WatchListeners(id));
+            let step = ReloadStep::Closing { until: turn.now + self.limits.guard / 2 };
+            self.state = State::Reloading(Reload { step, ..reload });
+        }
+    }
+
+    fn listeners_gone(&mut self, turn: &mut Turn, id: GenerationId) {
+        if let State::Reloading(reload) = self.state
+            && reload.next == id
+            && matches!(reload.step, ReloadStep::Closing { .. })
+        {
+            self.lower_guard(turn, reload);
+        }
+    }
+
+    fn lower_guard(&mut self, turn: &mut Turn, reload: Reload) {
+        turn.act(Action::LowerGuard(reload.next));
+        let step = ReloadStep::Releasing { until: turn.now + self.limits.guard };
+        self.state = State::Reloading(Reload { step, ..reload });
+    }
+
+    fn guard_done(&mut self, turn: &mut Turn, id: GenerationId) {
+        if let State::Reloading(reload) = self.state
+            && reload.next == id
+            && matches!(reload.step, ReloadStep::Releasing { .. })
+        {
+            self.taken(turn, reload);
+        }
+    }
+
+    fn taken(&mut self, turn: &mut Turn, reload: Reload) {
+        turn.act(Action::ReloadTaken { from: reload.serving, to: reload.next });
+        self.settle(turn, reload.next, reload.again);
     }
 
     /// `id` serves and nothing is under way: catch up with what was asked for meanwhile.
@@ -313,13 +404,16 @@ impl Lifecycle {
                 self.count_crash(turn, id, exit, gone);
                 self.replace(turn, id, exit, (false, Why::Recovery));
             }
+            // It drains: no crash, and its listeners are gone with it.
+            State::Reloading(reload) if reload.serving == id && reload.step.is_past_return() => {
+                self.listeners_gone(turn, reload.next);
+            }
             State::Reloading(reload) if reload.serving == id => {
                 self.count_crash(turn, id, exit, gone);
                 self.serving_died_in_reload(turn, reload, exit);
             }
             State::Reloading(reload) if reload.next == id => {
-                turn.act(Action::ReloadRefused { id: Some(id), why: refusal(gone, exit) });
-                self.settle(turn, reload.serving, reload.again);
+                self.next_died(turn, reload, exit, gone);
             }
             State::Recovering(recovery) if recovery.step == RecoveryStep::Starting(id) => {
                 if recovery.asked {
@@ -341,9 +435,30 @@ impl Lifecycle {
         }
     }
 
+    fn next_died(&mut self, turn: &mut Turn, reload: Reload, exit: Exit, gone: Generation) {
+        let Reload { serving, next, step, again } = reload;
+        if step.is_guarded() {
+            turn.act(Action::LowerGuard(next));
+        }
+        turn.act(Action::ReloadRefused { id: Some(next), why: refusal(gone, exit) });
+        if step.is_past_return() {
+            // Nobody serves; and whoever asked is answered, should this be the end.
+            let step = RecoveryStep::Waiting { until: turn.now };
+            let (lost, asked, why) = (next, false, Why::Recovery);
+            self.state = State::Recovering(Recovery { step, lost, asked, again, why });
+            self.count_crash(turn, next, exit, gone);
+            self.replace(turn, next, exit, (again, why));
+        } else {
+            self.settle(turn, serving, again);
+        }
+    }
+
     fn serving_died_in_reload(&mut self, turn: &mut Turn, reload: Reload, exit: Exit) {
         let Reload { serving: lost, next, step, again } = reload;
-        if step != ReloadStep::Starting {
+        if step.is_guarded() {
+            turn.act(Action::Keep(next));
+            self.lower_guard(turn, reload);
+        } else if step != ReloadStep::Starting {
             // The new one accepts already: it is the replacement.
             turn.act(Action::ReloadTaken { from: lost, to: next });
             self.settle(turn, next, again);
@@ -432,6 +547,11 @@ impl Lifecycle {
     }
 
     fn begin_stopping(&mut self, turn: &mut Turn, status: u8) {
+        if let State::Reloading(Reload { step, next, .. }) = self.state
+            && step.is_guarded()
+        {
+            turn.act(Action::LowerGuard(next));
+        }
         self.refuse_reloads(turn);
         let give_up = self.limits.stop.saturating_sub(self.limits.reserve() / 2);
         self.state = State::Stopping(Stopping { give_up_at: turn.now + give_up, status });
@@ -477,10 +597,18 @@ impl Lifecycle {
         let grace = self.grace();
         self.fleet.end_due(turn, grace);
         match self.state {
-            State::Reloading(Reload { step: ReloadStep::HandingOver { until }, next, .. })
-                if until <= turn.now =>
+            State::Reloading(Reload { step, next, .. })
+                if step.until().is_some_and(|until| until <= turn.now) =>
             {
-                self.handed_over(turn, next);
+                match step {
+                    ReloadStep::Starting => {}
+                    ReloadStep::HandingOver { .. } => {
+                        self.handed_over(turn, next, Sharing::Enough);
+                    }
+                    ReloadStep::Settling { .. } => self.settled(turn, next),
+                    ReloadStep::Closing { .. } => self.listeners_gone(turn, next),
+                    ReloadStep::Releasing { .. } => self.guard_done(turn, next),
+                }
             }
             State::Recovering(Recovery {
                 step: RecoveryStep::Waiting { until },

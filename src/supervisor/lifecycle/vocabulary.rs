@@ -25,6 +25,8 @@ pub struct Limits {
     pub ready: Duration,
     /// From ready to handed over; then the old generation drains even so.
     pub hand_over: Duration,
+    /// What a guard may be up for, and what may then pass until everything held is let through.
+    pub guard: Duration,
     /// From SIGTERM to exit, the tear-down included.
     pub stop: Duration,
     /// What a replaced generation may take to finish its sessions.
@@ -49,12 +51,27 @@ impl Limits {
     }
 }
 
+/// Whether listeners of the old generation can go without harm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// Nothing is lost with them.
+    Enough,
+    /// A guard is needed meanwhile.
+    Guarded,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The generation's own runtime socket answered with its own PID.
     Ready(GenerationId),
     /// What the new generation takes over from the old one has been taken over.
-    HandedOver(GenerationId),
+    HandedOver(GenerationId, Sharing),
+    /// A guard is up and nothing waits any more at the listeners that are to go.
+    Settled(GenerationId),
+    /// The listeners that were to go are gone.
+    ListenersGone(GenerationId),
+    /// What a guard held has been let through.
+    GuardDone(GenerationId),
     Exited(GenerationId, Exit),
     ReloadWanted,
     PauseWanted,
@@ -100,6 +117,14 @@ pub enum Action {
         from: GenerationId,
         to: GenerationId,
     },
+    /// Stop or drop SYNs while listeners change hands; answer with `Settled`.
+    RaiseGuard(GenerationId),
+    /// Hold what this one listens on and nothing else.
+    Keep(GenerationId),
+    /// Answer with `ListenersGone`.
+    WatchListeners(GenerationId),
+    /// At once; answer with `GuardDone` when what it held is let through.
+    LowerGuard(GenerationId),
     /// SIGUSR1: no new connections, finish the sessions.
     Drain(GenerationId),
     /// SIGTERM: end the sessions.

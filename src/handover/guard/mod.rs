@@ -1,0 +1,161 @@
+//! Acts: keeps new connections from harm while listening sockets change hands.
+//!
+//! A guard is raised only when the next generation is ready, and lowered the moment that the old
+//! one's listeners are gone (`wait`). It lowers itself when it is dropped; and when hapilot is
+//! killed the kernel lets go of it: a queue that nobody reads is bypassed, the rule that drops
+//! expires, and the sysctl harms nobody until the sweep restores it.
+
+mod drop;
+mod hold;
+mod migrate;
+mod queue;
+pub mod wait;
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use self::drop::Dropping;
+use self::hold::{Held, Hold};
+use self::migrate::Migrate;
+use super::strategy::Kind;
+use crate::host::barrier::Site;
+
+pub use self::migrate::migrates;
+
+/// Clients send a SYN again after a second: whoever was held or dropped shall get through then.
+const SYN_LIMIT: Duration = Duration::from_millis(900);
+const MIGRATE_LIMIT: Duration = Duration::from_millis(2500);
+
+#[derive(Debug)]
+enum Means {
+    Migrate(Migrate),
+    Hold(Hold),
+    Drop(Dropping),
+}
+
+/// A guard that is up.
+#[derive(Debug)]
+#[must_use]
+pub struct Guard {
+    kind: Kind,
+    raised_at: Instant,
+    ports: BTreeSet<u16>,
+    means: Means,
+}
+
+/// What it came to, once it is down.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    pub window: Duration,
+    /// SYNs that waited, and SYNs that have to be sent again.
+    pub held: u64,
+    pub dropped: u64,
+    pub failures: Vec<String>,
+}
+
+/// A guard that is down, but for what is still to be let through.
+#[derive(Debug)]
+#[must_use]
+pub struct Lowered {
+    outcome: Outcome,
+    ports: BTreeSet<u16>,
+    held: Option<Held>,
+}
+
+impl Guard {
+    pub async fn raise(kind: Kind, site: &Site, ports: &BTreeSet<u16>) -> Result<Self> {
+        let raised_at = Instant::now();
+        let means = match kind {
+            Kind::Migrate => Migrate::raise(site).await.map(Means::Migrate),
+            Kind::Hold => Hold::raise(site, ports).map(Means::Hold),
+            Kind::Drop => Dropping::raise(site, ports).map(Means::Drop),
+        };
+        let means = means.with_context(|| format!("raise the guard {kind}"))?;
+        Ok(Self { kind, raised_at, ports: ports.clone(), means })
+    }
+
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// When it must be down, whatever the old generation does.
+    #[must_use]
+    pub fn deadline(&self) -> Instant {
+        self.raised_at
+            + match self.kind {
+                Kind::Migrate => MIGRATE_LIMIT,
+                Kind::Hold | Kind::Drop => SYN_LIMIT,
+            }
+    }
+
+    /// Says, as long as it is asked, whether no more can be held.
+    #[must_use]
+    pub fn fullness(&self) -> Box<dyn Fn() -> bool> {
+        match &self.means {
+            Means::Hold(hold) => hold.fullness(),
+            _ => Box::new(|| false),
+        }
+    }
+
+    /// From here on nothing more is held or dropped.
+    pub fn lower(self) -> Lowered {
+        let mut outcome = Outcome::default();
+        let mut held = None;
+        let answer = match self.means {
+            Means::Migrate(migrate) => migrate.lower(),
+            Means::Hold(means) => {
+                let (answer, rest) = means.lower();
+                held = Some(rest);
+                answer
+            }
+            Means::Drop(dropping) => {
+                let (answer, dropped) = dropping.lower();
+                outcome.dropped = dropped;
+                answer
+            }
+        };
+        outcome.window = self.raised_at.elapsed();
+        outcome.failures.extend(answer.err().map(|error| format!("{error:#}")));
+        Lowered { outcome, ports: self.ports, held }
+    }
+}
+
+impl Lowered {
+    /// Lets through what was held, no faster than the listeners take it.
+    pub async fn finish(self) -> Outcome {
+        let mut outcome = self.outcome;
+        if let Some(held) = self.held {
+            let begin = Instant::now();
+            match held.release(&self.ports).await {
+                Ok(count) => outcome.held = count,
+                Err(error) => outcome.failures.push(format!("{error:#}")),
+            }
+            outcome.window += begin.elapsed();
+        }
+        outcome
+    }
+}
+
+/// Matches of these ports, as many rules as `multiport` needs: it takes fifteen.
+fn rules(ports: &BTreeSet<u16>, rest: &str) -> Vec<String> {
+    let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
+    ports
+        .chunks(15)
+        .map(|ports| format!("-p tcp -m multiport --dports {} {rest}", ports.join(",")))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_ports_than_one_rule_takes_become_more_rules() {
+        let got = rules(&(1..=31).collect(), "-j DROP");
+        assert_eq!(got.len(), 3);
+        assert_eq!(got[2], "-p tcp -m multiport --dports 31 -j DROP");
+    }
+}

@@ -78,8 +78,8 @@ impl Barrier {
         Ok(barrier)
     }
 
-    /// Packets that came to rules of the chain.
-    pub fn packets(&self) -> Result<u64> {
+    /// Packets that the rules of the chain dropped.
+    pub fn dropped(&self) -> Result<u64> {
         let chain = format!("-A {} ", self.chain);
         let mut packets = 0;
         for answer in self.everywhere(|iptables, place| {
@@ -91,7 +91,15 @@ impl Barrier {
         Ok(packets)
     }
 
-    /// Afterwards no packet is stopped any more. Goes on past failures. Twice is not an error.
+    /// From here on no packet is stopped. Adding a rule takes a third of the time that `nf_tables`
+    /// needs to remove one.
+    pub fn open(&mut self) -> Result<()> {
+        let line = [format!("-I {} 1 -j RETURN", self.chain)];
+        let answers = self.everywhere(|iptables, place| iptables.transaction(place, &line));
+        if answers.iter().all(Result::is_ok) { Ok(()) } else { self.lower() }
+    }
+
+    /// Afterwards nothing of it is there. Goes on past failures. Twice is not an error.
     pub fn lower(&mut self) -> Result<()> {
         if !std::mem::take(&mut self.up) {
             return Ok(());
@@ -152,7 +160,7 @@ fn count(saved: &str, chain: &str) -> u64 {
     saved
         .lines()
         .filter_map(|line| line.strip_prefix('[')?.split_once("] "))
-        .filter(|(_, rule)| rule.starts_with(chain))
+        .filter(|(_, rule)| rule.starts_with(chain) && rule.ends_with("-j DROP"))
         .filter_map(|(counters, _)| counters.split(':').next()?.parse::<u64>().ok())
         .sum()
 }
@@ -164,7 +172,7 @@ mod tests {
     #[test]
     fn only_packets_of_our_own_chain_are_counted() {
         let saved = "*mangle\n:A-GUARD - [0:0]\n[9:1] -A PREROUTING -j A-GUARD\n\
-                     [7:420] -A A-GUARD -p tcp -j DROP\n[5:300] -A A-GUARD -j DROP\nCOMMIT\n";
+                     [7:420] -A A-GUARD -p tcp -j DROP\n[5:300] -A A-GUARD -j DROP\n[2:9] -A A-GUARD -j RETURN\nCOMMIT\n";
         assert_eq!(count(saved, "-A A-GUARD "), 12);
     }
 }

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use tracing::{info, warn};
 
+use super::generations::Running;
 use super::lifecycle::{Event, Sharing, StateName};
 use super::run::{Message, Supervisor};
 use crate::handover::guard::{Guard, Outcome, migrates, wait};
@@ -45,6 +46,8 @@ pub(super) struct Guarded {
     strategy: Option<Strategy>,
     kind: Option<Kind>,
     outcome: Option<Outcome>,
+    /// The process before, which may be gone when the receipt is written.
+    pub(super) from_pid: Option<i32>,
     pub(super) doubts: Vec<String>,
 }
 
@@ -80,6 +83,11 @@ impl Supervisor {
         let after = handed_over.fresh.iter().flatten().map(Listener::seen).collect::<Vec<_>>();
         // Nobody serves with the old ones any more, or nobody knows the new ones.
         let late = self.lifecycle.state() != StateName::Reloading || handed_over.fresh.is_none();
+        let from_pid = self
+            .lifecycle
+            .serving()
+            .and_then(|from| self.generations.get(&from))
+            .and_then(Running::pid);
         let Some(running) = self.generations.get_mut(&id) else {
             return Sharing::Enough;
         };
@@ -97,6 +105,7 @@ impl Supervisor {
             intercept: &self.policy.intercept,
         });
         let needed = strategy.is_needed();
+        running.guarded.from_pid = from_pid;
         running.guarded.strategy = Some(strategy);
         if needed {
             return Sharing::Guarded;
@@ -114,6 +123,8 @@ impl Supervisor {
 
     /// The first that works; without any the reload goes on, and its receipt says so.
     pub(super) async fn raise_guard(&mut self, id: GenerationId) {
+        // It has the same chain.
+        self.finish_lowering().await;
         let Some(running) = self.generations.get_mut(&id) else { return };
         let Some(strategy) = running.guarded.strategy.clone() else { return };
         for &kind in &strategy.guards {
@@ -171,9 +182,17 @@ impl Supervisor {
         let lowered = guard.lower();
         info!(generation = id.number(), "guard lowered");
         // Not one of the generation's tasks: what is held is let through even if that one dies.
-        tokio::task::spawn_local(async move {
+        self.lowering = Some(tokio::task::spawn_local(async move {
             let _ = messages.send(Message::GuardDone(id, lowered.finish().await));
-        });
+        }));
+    }
+
+    /// Bounded by itself.
+    pub(super) async fn finish_lowering(&mut self) {
+        if let Some(lowering) = self.lowering.take() {
+            // One that panicked has dropped its guard, which lowers it.
+            let _ = lowering.await;
+        }
     }
 
     pub(super) fn note_settled(&mut self, id: GenerationId, came: Came) {

@@ -40,6 +40,7 @@ impl Supervisor {
             receipt.counters_before = running.counters;
             receipt.counters_after = counters::read().unwrap_or_default();
             let guarded = &running.guarded;
+            receipt.from_pid = receipt.from_pid.or(guarded.from_pid);
             receipt.doubts = doubts(
                 listeners,
                 &guarded.exposed(),

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use rustix::process::Signal;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
 use super::generations::Running;
@@ -64,6 +65,8 @@ pub struct Supervisor {
     pub(super) keeper: Keeper,
     pub(super) policy: Policy,
     pub(super) guard: Option<Guard>,
+    /// A guard that is down and being tidied up.
+    pub(super) lowering: Option<JoinHandle<()>>,
     pub(super) last_reload: Option<Receipt>,
     /// The configuration of the generation that was ready last.
     pub(super) last_good: Option<Copies>,
@@ -128,6 +131,7 @@ impl Supervisor {
             keeper,
             policy,
             guard: None,
+            lowering: None,
             last_reload: None,
             last_good: None,
             identity,
@@ -202,6 +206,9 @@ impl Supervisor {
                 return self.event(Event::HandedOver(id, sharing)).await;
             }
             Message::Settled(id, came) => {
+                if self.generations.get(&id)?.is_gone() {
+                    return None;
+                }
                 self.note_settled(id, came);
                 return self.event(Event::Settled(id)).await;
             }
@@ -321,6 +328,7 @@ impl Supervisor {
         let until = self.lifecycle.stop_deadline().and_then(|at| at.checked_sub(2 * LAST_WORDS));
         let until = until.map_or(limit, |until| until.min(limit));
         let begin = Instant::now();
+        self.finish_lowering().await;
         let Some(host) = &mut self.host else {
             return status;
         };

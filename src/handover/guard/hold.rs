@@ -1,6 +1,6 @@
 //! SYNs wait in an NFQUEUE until the hand-over is done, and then go their way in order.
 //!
-//! The rule is removed first and the packets then repeat the hook: with an ACCEPT they would skip
+//! The chain is opened first and the packets then repeat the hook: with an ACCEPT they would skip
 //! the rest of the mangle table, our interception and other people's marks included. They are let
 //! through no faster than the listeners' backlogs have room, or the kernel would drop them.
 
@@ -54,8 +54,8 @@ impl Hold {
         Box::new(move || packets.borrow().len() >= MOST_HELD)
     }
 
-    pub(super) fn lower(mut self) -> (Result<()>, Held) {
-        (self.barrier.lower(), self.held)
+    pub(super) fn open(mut self) -> (Result<()>, Barrier, Held) {
+        (self.barrier.open(), self.barrier, self.held)
     }
 }
 

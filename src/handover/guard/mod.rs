@@ -20,12 +20,13 @@ use self::drop::Dropping;
 use self::hold::{Held, Hold};
 use self::migrate::Migrate;
 use super::strategy::Kind;
-use crate::host::barrier::Site;
+use crate::host::barrier::{Barrier, Site};
 
 pub use self::migrate::migrates;
 
-/// Clients send a SYN again after a second: whoever was held or dropped shall get through then.
-const SYN_LIMIT: Duration = Duration::from_millis(900);
+/// Clients send a SYN again after a second: whoever was held or dropped shall get through then. And
+/// a rule that expires by whole seconds shall do so within two.
+const SYN_LIMIT: Duration = Duration::from_millis(800);
 const MIGRATE_LIMIT: Duration = Duration::from_millis(2500);
 
 #[derive(Debug)]
@@ -61,7 +62,9 @@ pub struct Outcome {
 pub struct Lowered {
     outcome: Outcome,
     ports: BTreeSet<u16>,
+    raised_at: Instant,
     held: Option<Held>,
+    barrier: Option<Barrier>,
 }
 
 impl Guard {
@@ -102,40 +105,45 @@ impl Guard {
 
     /// From here on nothing more is held or dropped.
     pub fn lower(self) -> Lowered {
-        let mut outcome = Outcome::default();
-        let mut held = None;
-        let answer = match self.means {
-            Means::Migrate(migrate) => migrate.lower(),
+        let (answer, barrier, held) = match self.means {
+            Means::Migrate(migrate) => (migrate.lower(), None, None),
             Means::Hold(means) => {
-                let (answer, rest) = means.lower();
-                held = Some(rest);
-                answer
+                let (answer, barrier, packets) = means.open();
+                (answer, Some(barrier), Some(packets))
             }
             Means::Drop(dropping) => {
-                let (answer, dropped) = dropping.lower();
-                outcome.dropped = dropped;
-                answer
+                let (answer, barrier) = dropping.open();
+                (answer, Some(barrier), None)
             }
         };
-        outcome.window = self.raised_at.elapsed();
-        outcome.failures.extend(answer.err().map(|error| format!("{error:#}")));
-        Lowered { outcome, ports: self.ports, held }
+        let mut outcome = Outcome { window: self.raised_at.elapsed(), ..Outcome::default() };
+        outcome.note(answer);
+        Lowered { outcome, ports: self.ports, raised_at: self.raised_at, held, barrier }
     }
 }
 
 impl Lowered {
-    /// Lets through what was held, no faster than the listeners take it.
+    /// Lets through what was held, no faster than the listeners take it, and tidies up.
     pub async fn finish(self) -> Outcome {
         let mut outcome = self.outcome;
         if let Some(held) = self.held {
-            let begin = Instant::now();
-            match held.release(&self.ports).await {
-                Ok(count) => outcome.held = count,
-                Err(error) => outcome.failures.push(format!("{error:#}")),
-            }
-            outcome.window += begin.elapsed();
+            outcome.held = outcome.note(held.release(&self.ports).await);
+            outcome.window = self.raised_at.elapsed();
+        }
+        if let Some(mut barrier) = self.barrier {
+            outcome.dropped = outcome.note(barrier.dropped());
+            outcome.note(barrier.lower());
         }
         outcome
+    }
+}
+
+impl Outcome {
+    fn note<T: Default>(&mut self, answer: Result<T>) -> T {
+        answer.unwrap_or_else(|error| {
+            self.failures.push(format!("{error:#}"));
+            T::default()
+        })
     }
 }
 

@@ -404,10 +404,8 @@ impl Lifecycle {
                 self.count_crash(turn, id, exit, gone);
                 self.replace(turn, id, exit, (false, Why::Recovery));
             }
-            // It drains: no crash, and its listeners are gone with it.
-            State::Reloading(reload) if reload.serving == id && reload.step.is_past_return() => {
-                self.listeners_gone(turn, reload.next);
-            }
+            // It drains: no crash. Whoever watches its listeners sees them go.
+            State::Reloading(reload) if reload.serving == id && reload.step.is_past_return() => {}
             State::Reloading(reload) if reload.serving == id => {
                 self.count_crash(turn, id, exit, gone);
                 self.serving_died_in_reload(turn, reload, exit);

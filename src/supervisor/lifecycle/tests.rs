@@ -396,7 +396,7 @@ fn a_new_generation_that_dies_while_the_old_one_drains_is_replaced() {
 }
 
 #[test]
-fn an_old_generation_that_ends_under_the_guard_lets_it_down() {
+fn an_old_generation_that_ends_under_the_guard_is_a_crash_only_before_it_drains() {
     let mut story = guarded();
     let actions = story.on(Event::Exited(id(1), DIED));
     assert_eq!(actions[1..], [Action::Keep(id(2)), Action::LowerGuard(id(2))]);
@@ -406,7 +406,8 @@ fn an_old_generation_that_ends_under_the_guard_lets_it_down() {
     let mut story = guarded();
     story.on(Event::Settled(id(2)));
     let exited = Event::Exited(id(1), Exit::Code(0));
-    assert_eq!(story.on(exited), [Action::LowerGuard(id(2))]);
+    assert_eq!(story.on(exited), []);
+    assert_eq!(story.on(Event::ListenersGone(id(2))), [Action::LowerGuard(id(2))]);
     assert_eq!(story.lifecycle.crashes(), 0);
 }
 

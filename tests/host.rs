@@ -415,8 +415,10 @@ fn what_a_kill_leaves_in_the_middle_of_a_tear_down_is_swept() {
             let mut kernel = Linux::open().unwrap();
             let steps: Vec<_> = plan.steps().cloned().collect();
             Applied::default().apply(&mut kernel, &steps).await.unwrap();
-            let undos = steps.iter().rev().filter_map(hapilot::host::step::Step::undo);
-            for undo in undos.take(killed_after) {
+            let mut undos: Vec<_> =
+                steps.iter().filter_map(hapilot::host::step::Step::undo).collect();
+            undos.sort_by_key(hapilot::host::step::Undo::urgency);
+            for undo in undos.into_iter().rev().take(killed_after) {
                 kernel.undo(&undo).await.unwrap();
             }
             kill(lease, None);

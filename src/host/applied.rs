@@ -80,6 +80,11 @@ impl Applied {
         Ok(())
     }
 
+    /// The most urgent are rolled back first, those that are alike newest first.
+    pub fn put_urgent_first(&mut self) {
+        self.undos.sort_by_key(Undo::urgency);
+    }
+
     /// Goes on past failures; what failed stays on the stack.
     pub async fn roll_back<K: Kernel>(&mut self, kernel: &mut K) -> Vec<Failure> {
         self.roll_back_to(kernel, 0).await

@@ -197,6 +197,7 @@ impl Host {
                 Err(error) => warn!("tear down without a look at other instances: {error:#}"),
             }
         }
+        self.foundation.put_urgent_first();
         failures.extend(self.foundation.roll_back(&mut self.kernel).await);
         collected(failures)
     }

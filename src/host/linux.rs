@@ -169,8 +169,13 @@ impl Kernel for Linux {
         let place = undos.first().and_then(Undo::empties).context("empty chains of one place")?;
         let mut lines = Vec::new();
         for undo in undos.iter().rev() {
-            let Undo::RemoveChain { chain, .. } = undo else { bail!("{undo} empties no chain") };
-            lines.extend([format!("-F {chain}"), format!("-X {chain}")]);
+            match undo {
+                Undo::RemoveJump { from, rule, .. } => lines.push(format!("-D {from} {rule}")),
+                Undo::RemoveChain { chain, .. } => {
+                    lines.extend([format!("-F {chain}"), format!("-X {chain}")]);
+                }
+                other => bail!("{other} empties no chain"),
+            }
         }
         self.iptables.transaction(place, &lines)
     }

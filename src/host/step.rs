@@ -203,12 +203,26 @@ impl Step {
 }
 
 impl Undo {
-    /// Neighbours with the same place remove chains of ours: one transaction can do them all.
+    /// Neighbours with the same place remove chains of ours and the jumps to them: one transaction
+    /// can do them all.
     #[must_use]
     pub fn empties(&self) -> Option<Place> {
         match self {
-            Self::RemoveChain { place, .. } => Some(*place),
+            Self::RemoveChain { place, .. } | Self::RemoveJump { place, .. } => Some(*place),
             _ => None,
+        }
+    }
+
+    /// How early in a tear-down, the greatest first. `nf_tables` waits for each transaction that
+    /// removes something, so all of IPv6 goes in one; the record in the chain of IPv4 is enough for
+    /// a sweep, and stays until there is nothing left to record.
+    #[must_use]
+    pub fn urgency(&self) -> u8 {
+        match (self, self.empties().map(|place| place.family)) {
+            (_, Some(Family::V6)) => 3,
+            (Self::RemoveJump { .. }, _) => 2,
+            (Self::RemoveChain { .. }, _) => 0,
+            _ => 1,
         }
     }
 

@@ -300,8 +300,8 @@ async fn boot(survey: Survey, signals: Signals) -> Result<u8> {
             .map(|intercept| intercept.from.number())
             .collect(),
     };
-    let policy = survey.policy(lease.instance());
     let (judge, limits) = (survey.judge(), survey.limits());
+    let policy = survey.policy(lease.instance());
     let setting = Setting { program, judge, limits, host, keeper, policy, identity };
     let status = run(setting, signals, requests).await;
     // Given back last: until here, what we had on the host was not an orphan's.

@@ -47,9 +47,9 @@ pub(super) struct Running {
     pub(super) tasks: Vec<JoinHandle<()>>,
     pub(super) listens: Vec<Seen>,
     pub(super) handed_over: HandedOver,
-    pub(super) guarded: Guarded,
     /// What its configuration is warned of.
     pub(super) warnings: Vec<String>,
+    pub(super) guarded: Guarded,
 }
 
 impl Running {
@@ -95,8 +95,8 @@ impl Supervisor {
             tasks: Vec::new(),
             listens: Vec::new(),
             handed_over: HandedOver::default(),
-            guarded: Guarded::default(),
             warnings: problems.iter().map(ToString::to_string).collect(),
+            guarded: Guarded::default(),
         };
         let Some(old) = from.and_then(|from| self.generations.get(&from)) else {
             self.program.forget_server_state();

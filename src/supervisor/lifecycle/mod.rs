@@ -442,15 +442,10 @@ impl Lifecycle {
         if step.is_past_return() {
             // Nobody serves; and whoever asked is answered, should this be the end.
             let step = RecoveryStep::Waiting { until: turn.now };
-            self.state = State::Recovering(Recovery {
-                step,
-                lost: next,
-                asked: false,
-                again,
-                why: Why::Recovery,
-            });
+            let (lost, asked, why) = (next, false, Why::Recovery);
+            self.state = State::Recovering(Recovery { step, lost, asked, again, why });
             self.count_crash(turn, next, exit, gone);
-            self.replace(turn, next, exit, (again, Why::Recovery));
+            self.replace(turn, next, exit, (again, why));
         } else {
             self.settle(turn, serving, again);
         }

@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::process::Command;
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
@@ -20,6 +19,11 @@ use hapilot::host::preflight::{self, Facts};
 use hapilot::host::step::{Family, Program};
 use hapilot::host::{Host, Wanted, plan_for, sweep};
 use nix::sched::{CloneFlags, unshare};
+
+#[path = "lab/in_process.rs"]
+mod in_process;
+
+use in_process::{in_own_namespace, kill, run};
 
 static ONCE: Once = Once::new();
 
@@ -42,37 +46,9 @@ where
     F: Future<Output = ()>,
 {
     private_lock_file();
-    let thread = std::thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET)
-            .expect("these tests need the right to make a network namespace (run them as root)");
-        let ours = fs::read_link("/proc/thread-self/ns/net").unwrap();
-        assert_ne!(ours, fs::read_link("/proc/self/ns/net").unwrap(), "still the leader's");
-        run("ip link set lo up");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(test());
-    });
-    if let Err(panic) = thread.join() {
+    if let Err(panic) = in_own_namespace(test) {
         std::panic::resume_unwind(panic);
     }
-}
-
-/// As if that instance had been killed. A child that another test is just forking holds our
-/// descriptors until it executes, so the name may live on for a moment.
-fn kill(lease: Lease, host: Option<Host>) {
-    let instance = lease.instance();
-    drop((lease, host));
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while lease::lives(instance).unwrap() {
-        assert!(Instant::now() < deadline, "somebody holds the lease of {instance}");
-        std::thread::yield_now();
-    }
-}
-
-#[track_caller]
-fn run(command: &str) -> String {
-    let output = Command::new("sh").args(["-c", command]).output().unwrap();
-    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
 }
 
 /// All that issue 2 names, by the command that shows it.

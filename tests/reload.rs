@@ -3,54 +3,21 @@
 
 mod lab;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lab::client::get_within;
 use lab::haproxy_cfg::{BROKEN, BROKEN_WORD, proxy};
 use lab::network::{BALANCER4, CLIENT4};
-use lab::{
-    Download, Generation, HalfOpen, HostState, Instance, LONG, Lab, Load, Outcome, SHORT,
-    generations, get, until,
-};
+use lab::versions::{await_gone, configure, end, via, web};
+use lab::{Download, Generation, HalfOpen, HostState, Instance, LONG, Lab, Load, SHORT, until};
 use nix::sys::signal::Signal;
-
-fn web() -> String {
-    format!("{BALANCER4}:80")
-}
 
 fn start() -> (Lab, Instance, HostState) {
     Lab::serving(&proxy(":80", "v1"), &[])
 }
 
-/// A configuration that can be told from others by its answers.
-fn configure(lab: &Lab, via: &str) {
-    lab.balancer.write("haproxy.cfg", &proxy(":80", via));
-}
-
 fn break_configuration(lab: &Lab) {
     lab.balancer.write("haproxy.cfg", BROKEN);
-}
-
-/// Which configuration answers.
-fn via(lab: &Lab) -> String {
-    let outcome = get(&lab.client, &web(), "/");
-    let Outcome::Answered(answer) = outcome else { panic!("no answer: {outcome:?}") };
-    let header = answer.head.lines().find_map(|line| line.strip_prefix("x-via: "));
-    header.unwrap_or_else(|| panic!("not proxied: {}", answer.head)).to_owned()
-}
-
-fn end(lab: &Lab, mut hapilot: Instance, before: &HostState) {
-    hapilot.stop();
-    lab.balancer.state().assert_same_as(before);
-}
-
-fn await_gone(hapilot: &mut Instance, generation: &Generation, limit: Duration) -> Duration {
-    let begun = Instant::now();
-    until(limit, &format!("{generation:?} is gone"), || {
-        let status = hapilot.status();
-        generations(&status).iter().all(|other| other.id != generation.id).then_some(())
-    });
-    begun.elapsed()
 }
 
 #[test]

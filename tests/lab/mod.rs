@@ -31,6 +31,7 @@ pub mod network;
 pub mod origin;
 pub mod process;
 pub mod spec;
+pub mod versions;
 
 pub use bounded::{LONG, SHORT, until};
 pub use client::{Download, Load, Outcome, get};

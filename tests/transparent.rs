@@ -106,6 +106,26 @@ fn other_ports_and_other_traffic_are_not_intercepted() {
 }
 
 #[test]
+fn a_reload_puts_back_what_somebody_flushed() {
+    let lab = Lab::new();
+    let before = lab.balancer.state();
+    let mut hapilot = start_transparent(&lab);
+    let set_up = lab.balancer.state();
+    let flush = "iptables -t mangle -F; iptables -t mangle -X; ip6tables -t mangle -F PREROUTING; \
+                 ip rule del priority 170";
+    lab.balancer.namespace.enter(|| {
+        let status = std::process::Command::new("sh").args(["-c", flush]).status().unwrap();
+        assert!(status.success());
+    });
+    assert_ne!(ours(&lab.balancer.state()), ours(&set_up));
+    hapilot.reload();
+    hapilot.log.await_line("they are back");
+    assert_clients_seen(&lab, BALANCER4, BALANCER6);
+    hapilot.stop();
+    lab.balancer.state().assert_same_as(&before);
+}
+
+#[test]
 fn a_reload_keeps_showing_the_clients_address() {
     let lab = Lab::new();
     let before = lab.balancer.state();

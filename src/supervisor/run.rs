@@ -17,7 +17,7 @@ use tracing::{debug, error, info, warn};
 
 use super::generations::Running;
 use super::guarding::{Came, Policy};
-use super::lifecycle::{Action, Event, Lifecycle, Limits};
+use super::lifecycle::{Action, Event, Lifecycle, Limits, Why};
 use super::reaper::reap;
 use super::signals::{Heard, Signals};
 use crate::control::protocol::{Answer, Request};
@@ -275,7 +275,12 @@ impl Supervisor {
     async fn perform(&mut self, actions: Vec<Action>) -> Option<u8> {
         for action in actions {
             match action {
-                Action::Launch { id, from, why } => self.prepare(id, from, why),
+                Action::Launch { id, from, why } => {
+                    if why == Why::Reload {
+                        self.put_back().await;
+                    }
+                    self.prepare(id, from, why);
+                }
                 Action::HandOver { from, to } => self.hand_over(from, to),
                 Action::RaiseGuard(id) => self.raise_guard(id).await,
                 Action::Keep(id) => self.keep_fresh(id),
@@ -310,6 +315,19 @@ impl Supervisor {
         if let Err(error) = host.intercept_on().await {
             error!("interception cannot be set up: {error:#}");
             self.send(Message::Event(Event::HostFailed { status: UNAVAILABLE }));
+        }
+    }
+
+    /// A reload is also when an operator expects that what somebody flushed is there again.
+    async fn put_back(&mut self) {
+        let Some(host) = &mut self.host else { return };
+        match host.put_back().await {
+            Ok(places) => {
+                for place in places {
+                    warn!(%place, "somebody had removed rules of ours; they are back");
+                }
+            }
+            Err(error) => error!("what is missing on the host was not put back: {error:#}"),
         }
     }
 

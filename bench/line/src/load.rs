@@ -80,7 +80,6 @@ impl Load<'_> {
             while self.next() < self.order.count && self.due(self.next()) <= Instant::now() {
                 self.begin()?;
             }
-            self.give_up();
             let limit = Timespec::try_from(self.until_something_is_due())?;
             events.clear();
             match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&limit)) {
@@ -90,6 +89,7 @@ impl Load<'_> {
             for event in &events {
                 self.go_on(u32::try_from(event.data.u64())?)?;
             }
+            self.pass_over_ended();
         }
         Ok(())
     }
@@ -126,7 +126,8 @@ impl Load<'_> {
         Ok(())
     }
 
-    fn give_up(&mut self) {
+    /// And give up on those that nobody has patience for.
+    fn pass_over_ended(&mut self) {
         while self.oldest < self.next() {
             if self.open[self.oldest as usize].is_some() {
                 if self.due(self.oldest).elapsed() < self.order.patience {
@@ -149,41 +150,46 @@ impl Load<'_> {
         let Some(connection) = &mut self.open[number as usize] else { return Ok(()) };
         let done = match &mut connection.stage {
             Stage::Connecting => {
-                let request = sockopt::socket_error(&connection.socket)?
-                    .and_then(|()| write(&connection.socket, REQUEST));
-                match request {
-                    Ok(_) => {
-                        connection.stage = Stage::Answering(Vec::new());
-                        let data = epoll::EventData::new_u64(number.into());
-                        epoll::modify(
-                            &self.epoll,
-                            &connection.socket,
-                            data,
-                            epoll::EventFlags::IN,
-                        )?;
-                        None
-                    }
-                    Err(error) => Some(failure(error)?),
+                let asked = connection.ask()?;
+                if asked.is_none() {
+                    let data = epoll::EventData::new_u64(number.into());
+                    let answers = epoll::EventFlags::IN;
+                    epoll::modify(&self.epoll, &connection.socket, data, answers)?;
                 }
+                asked
             }
-            Stage::Answering(answer) => {
-                let mut bytes = [0; 4096];
-                match read(&connection.socket, &mut bytes) {
-                    Ok(0) if answer.ends_with(WHOLE) => Some("ok"),
-                    Ok(0) => Some("reset"),
-                    Ok(count) => {
-                        answer.extend(&bytes[..count]);
-                        None
-                    }
-                    Err(Errno::AGAIN) => None,
-                    Err(error) => Some(failure(error)?),
-                }
-            }
+            Stage::Answering(answer) => listen(&connection.socket, answer)?,
         };
         if let Some(outcome) = done {
             self.end(number, outcome);
         }
         Ok(())
+    }
+}
+
+impl Connection {
+    /// It is connected, or is not: then with the outcome.
+    fn ask(&mut self) -> Result<Option<&'static str>> {
+        let connected = sockopt::socket_error(&self.socket)?;
+        if let Err(error) = connected.and_then(|()| write(&self.socket, REQUEST)) {
+            return failure(error).map(Some);
+        }
+        self.stage = Stage::Answering(Vec::new());
+        Ok(None)
+    }
+}
+
+fn listen(socket: &OwnedFd, answer: &mut Vec<u8>) -> Result<Option<&'static str>> {
+    let mut bytes = [0; 4096];
+    match read(socket, &mut bytes) {
+        Ok(0) if answer.ends_with(WHOLE) => Ok(Some("ok")),
+        Ok(0) => Ok(Some("reset")),
+        Ok(count) => {
+            answer.extend(&bytes[..count]);
+            Ok(None)
+        }
+        Err(Errno::AGAIN) => Ok(None),
+        Err(error) => failure(error).map(Some),
     }
 }
 

@@ -4,10 +4,11 @@ import math
 from html import escape
 
 WIDTH, PLOT, HEIGHT = 880, 800, 84
-LEFT, TOP, GAP = 56, 74, 40
+LEFT, TOP, GAP = 56, 88, 40
 # of a cell that is painted when anybody was in it
 CELL = 2
-LOWEST, HIGHEST = 120, 6000
+# Logarithmic above a floor just below the least that is possible: 20 ms more are to be seen as well as seconds.
+FLOOR, LOWEST, HIGHEST = 140, 150, 6000
 LINES = (160, 200, 500, 1000, 2000, 5000)
 
 STYLE = """
@@ -18,6 +19,7 @@ svg { --paper: #ffffff; --ink: #1f2328; --soft: #59636e; --line: #d1d9e0; --dot:
 text { font: 11px system-ui, sans-serif; fill: var(--soft) }
 .title { font-size: 16px; font-weight: 600; fill: var(--ink) }
 .name { font-size: 13px; font-weight: 600; fill: var(--ink) }
+.done { font-weight: 400; fill: var(--soft) }
 .bad { fill: var(--lost); font-weight: 600 }
 .right { text-anchor: end }
 .middle { text-anchor: middle }
@@ -29,7 +31,7 @@ text { font: 11px system-ui, sans-serif; fill: var(--soft) }
 
 
 def draw(title, about, runs, seconds):
-    height = TOP + len(runs) * (HEIGHT + GAP) + 10
+    height = TOP + len(runs) * (HEIGHT + GAP) - GAP + 28
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">',
         f"<style>{STYLE}</style>",
@@ -47,16 +49,16 @@ def panel(run, seconds, with_time):
     def across(at):
         return at / seconds * PLOT
 
-    parts = [f'<text class="name" x="0" y="-8">{escape(run.name)}</text>']
+    done = f" · {run.done} × {run.what}" if run.marks else ""
+    parts = [f'<text class="name" x="0" y="-8">{escape(run.name)}<tspan class="done">{done}</tspan></text>']
     lost = f"{run.lost} lost" if run.lost else "none lost"
     parts.append(f'<text class="right" x="{PLOT}" y="-8"><tspan class="{"bad" if run.lost else ""}">{lost}</tspan>'
                  f' · p50 {run.p50:.0f} · p99 {run.p99:.0f} · p99.9 {run.p999:.0f} · max {run.max:.0f} ms</text>')
     for value in LINES:
         y = down(value)
         parts.append(f'<line class="line" x1="0" x2="{PLOT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        if value != 200:
-            label = f"{value} ms" if value < 1000 else f"{value // 1000} s"
-            parts.append(f'<text class="right" x="-6" y="{y + 4:.1f}">{label}</text>')
+        label = f"{value} ms" if value < 1000 else f"{value // 1000} s"
+        parts.append(f'<text class="right" x="-6" y="{y + 4:.1f}">{label}</text>')
     marks = "".join(f"M{across(at):.1f} 0v{HEIGHT}" for at in run.marks)
     parts.append(f'<path class="mark" d="{marks}"/>')
     ok = cells((across(due), down(took)) for due, took, outcome in run.connections if outcome == "ok")
@@ -72,7 +74,7 @@ def panel(run, seconds, with_time):
 
 def down(milliseconds):
     inside = min(max(milliseconds, LOWEST), HIGHEST)
-    return HEIGHT * (1 - math.log(inside / LOWEST) / math.log(HIGHEST / LOWEST))
+    return HEIGHT * (1 - math.log((inside - FLOOR) / (LOWEST - FLOOR)) / math.log((HIGHEST - FLOOR) / (LOWEST - FLOOR)))
 
 
 def cells(points):

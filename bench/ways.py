@@ -23,6 +23,10 @@ class Way:
         self.line, self.haproxy, self.hapilot = line, haproxy, hapilot
         self.start()
 
+    def windows(self):
+        """How long guards were up, in ms."""
+        return []
+
     def launch(self, *arguments):
         return self.line.run("balancer", str(self.haproxy), *arguments, "-f", str(CONFIGURATION),
                              stdout=subprocess.DEVNULL, stderr=self.line.log("haproxy.log"))
@@ -100,6 +104,11 @@ class Hapilot(Way):
 
     def done(self):
         return sum(line["message"].startswith("reload ") and line["level"] == "INFO" for line in self.log())
+
+
+    def windows(self):
+        texts = (re.search(r"guard \w+ for ([0-9.]+) ms", line["message"]) for line in self.log())
+        return sorted(float(text[1]) for text in texts if text)
 
 
 class Hold(Hapilot):

@@ -8,8 +8,8 @@ LEFT, TOP, GAP = 56, 88, 40
 # of a cell that is painted when anybody was in it
 CELL = 2
 # Logarithmic above a floor just below the least that is possible: 20 ms more are to be seen as well as seconds.
-FLOOR, LOWEST, HIGHEST = 140, 150, 6000
-LINES = (160, 200, 500, 1000, 2000, 5000)
+FLOOR, LOWEST, HIGHEST = 140, 150, 10000
+LINES = (160, 200, 500, 1000, 3000, 10000)
 
 STYLE = """
 svg { --paper: #ffffff; --ink: #1f2328; --soft: #59636e; --line: #d1d9e0; --dot: #0969da; --mark: #eac54f; --lost: #cf222e }
@@ -50,9 +50,9 @@ def panel(run, seconds, with_time):
         return at / seconds * PLOT
 
     done = f" · {run.done} × {run.what}" if run.marks else ""
-    parts = [f'<text class="name" x="0" y="-8">{escape(run.name)}<tspan class="done">{done}</tspan></text>']
+    parts = [f'<text class="name" x="0" y="-11">{escape(run.name)}<tspan class="done">{done}</tspan></text>']
     lost = f"{run.lost} lost" if run.lost else "none lost"
-    parts.append(f'<text class="right" x="{PLOT}" y="-8"><tspan class="{"bad" if run.lost else ""}">{lost}</tspan>'
+    parts.append(f'<text class="right" x="{PLOT}" y="-11"><tspan class="{"bad" if run.lost else ""}">{lost}</tspan>'
                  f' · p50 {run.p50:.0f} · p99 {run.p99:.0f} · p99.9 {run.p999:.0f} · max {run.max:.0f} ms</text>')
     for value in LINES:
         y = down(value)
@@ -63,9 +63,9 @@ def panel(run, seconds, with_time):
     parts.append(f'<path class="mark" d="{marks}"/>')
     ok = cells((across(due), down(took)) for due, took, outcome in run.connections if outcome == "ok")
     parts.append(f'<path class="dots" d="{ok}"/>')
-    # along the upper edge, where nothing else is
-    lost = cells((across(due), 2) for due, _, outcome in run.connections if outcome != "ok")
-    parts.append(f'<path class="lost" d="{lost.replace("v2", "v8")}"/>')
+    # above everything
+    lost = cells((across(due), -6) for due, _, outcome in run.connections if outcome != "ok")
+    parts.append(f'<path class="lost" d="{lost.replace("v2", "v6")}"/>')
     if with_time:
         parts += [f'<text class="middle" x="{across(at):.0f}" y="{HEIGHT + 14}">{at} s</text>'
                   for at in range(0, seconds + 1, max(1, seconds // 10))]

@@ -16,6 +16,7 @@ ROUND_TRIP_MS = 2 * line.DELAY_MS
 ALLOWED = 1.05
 # a retransmitted SYN comes after one second
 RETRANSMISSION_MS = 1000
+# what guard hold may cost besides a round trip
 WINDOW_MS = 20
 # the first and the last disturbance, so that what they do is still seen
 EDGE = 0.5
@@ -125,15 +126,16 @@ def promises(runs, base):
                  f"{run.p999:.1f} ms, master-worker {master.p999:.1f} ms")
     run = runs["hapilot, guard hold"]
     if run.windows:
-        yield judged(f"hapilot, guard hold: nobody waits longer than {WINDOW_MS} ms for it", run.windows[-1] <= WINDOW_MS,
-                     f"{at(run.windows, 0.5):.1f} ms (median), {run.windows[-1]:.1f} ms at most, by hapilot's own word")
+        yield judged(f"hapilot, guard hold: its window is under {WINDOW_MS} ms and a round trip",
+                     run.windows[-1] < WINDOW_MS + ROUND_TRIP_MS,
+                     f"{at(run.windows, 0.5):.1f} ms (median), {run.windows[-1]:.1f} ms at most, by hapilot's receipts")
     run = runs["hapilot, guard drop"]
     most = base + RETRANSMISSION_MS
     yield judged("hapilot, guard drop: nobody waits for more than one retransmission", run.max <= ALLOWED * most,
                  f"{run.max:.0f} ms at most; a SYN that is sent again after a second may meet the next reload")
     run = runs["hapilot, HAProxy killed"]
     yield judged("hapilot, HAProxy killed: nobody is refused and nobody times out", run.refused + run.timeout == 0,
-                 f"{run.refused} refused, {run.timeout} timed out; {run.reset} sessions died with their HAProxy")
+                 f"{run.refused} refused, {run.timeout} timed out; {run.reset} reset, sessions that died with their HAProxy")
 
 
 def judged(promise, is_met, found):

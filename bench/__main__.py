@@ -1,16 +1,20 @@
-"""scripts/bench calls this: IMAGE PART..., after all set-up."""
+"""scripts/bench calls this, after all set-up: container IMAGE PART..., or line HAPROXY HAPILOT PART..."""
 
 import signal
 import socket
 import sys
 
 import idle
+import line
+import reload
 import report
 import start
 import stop
 import world
 
-PARTS = {"start": start.measure, "idle": idle.measure, "stop": stop.measure}
+PARTS = {"start": start.measure, "idle": idle.measure, "stop": stop.measure, "reload": reload.measure}
+# where they are measured: what takes all of it away again, how many words name what is measured, what it is
+PLACES = {"container": (world.remove_all, 1, report.image), "line": (line.remove_all, 2, report.programs)}
 
 
 def only_one():
@@ -24,17 +28,19 @@ def only_one():
 
 
 def main():
-    image, *parts = sys.argv[1:]
+    place, *words = sys.argv[1:]
+    remove_all, count, describe = PLACES[place]
+    subject, parts = words[:count], words[count:]
     _lock = only_one()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     for part in parts:
         print(f"bench: measuring {part}", file=sys.stderr, flush=True)
-        world.remove_all()
+        remove_all()
         try:
-            text = PARTS[part](image)
+            text = PARTS[part](*subject)
         finally:
-            world.remove_all()
-        report.write(part, image, text)
+            remove_all()
+        report.write(part, describe(*subject), text)
 
 
 main()

@@ -3,6 +3,7 @@
 import os
 import platform
 import statistics
+import subprocess
 import time
 from pathlib import Path
 
@@ -30,16 +31,25 @@ def table(head, rows):
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-def machine(image):
+def machine():
     """What the numbers hold for."""
     model = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
                   if line.startswith("model name")), platform.machine())
+    return f"{time.strftime('%Y-%m-%d', time.gmtime())}, {model}, {os.cpu_count()} CPUs, Linux {platform.release()}"
+
+
+def image(name):
     haproxy, iptables = (
-        docker("run", "--rm", "--no-healthcheck", "--entrypoint", program, image, option).split("\n")[0]
+        docker("run", "--rm", "--no-healthcheck", "--entrypoint", program, name, option).split("\n")[0]
         for program, option in (("haproxy", "-v"), ("iptables", "-V")))
     engine = docker("version", "--format", "{{.Server.Version}}")
-    return (f"{time.strftime('%Y-%m-%d', time.gmtime())}, {model}, {os.cpu_count()} CPUs, Linux {platform.release()}, "
-            f"Docker {engine}, HAProxy {haproxy.split()[2]}, {iptables}.")
+    return f"Docker {engine}, HAProxy {haproxy.split()[2]}, {iptables}"
+
+
+def programs(haproxy, _hapilot):
+    haproxy, iptables = (subprocess.run(words, capture_output=True, text=True, check=True).stdout.split("\n")[0]
+                         for words in ((haproxy, "-v"), ("iptables", "-V")))
+    return f"HAProxy {haproxy.split()[2]}, {iptables}"
 
 
 def load():
@@ -47,8 +57,8 @@ def load():
     return f"Load while measuring: {os.getloadavg()[0]:.1f}."
 
 
-def write(part, image, text):
-    text = f"{machine(image)} {load()}\n\n{text}"
+def write(part, subject, text):
+    text = f"{machine()}, {subject}. {load()}\n\n{text}"
     print(f"\n== {part}\n{text}\n", flush=True)
     begin, end = (f"<!-- scripts/bench {part}: {edge} -->" for edge in ("begin", "end"))
     document = DOCUMENT.read_text()

@@ -120,6 +120,16 @@ fn haproxys_output_never_blocks_it_and_each_line_tells_its_generation() {
 }
 
 #[test]
+fn a_first_start_without_a_listener_ends_and_says_so() {
+    let host = Host::alone();
+    let before = host.state();
+    let empty = host.write("haproxy.cfg", "");
+    let spec = host.container("hapilot").config(&empty);
+    spec.finish().assert_code(1).assert_says(&["listen on nothing"]);
+    host.state().assert_same_as(&before);
+}
+
+#[test]
 fn a_first_start_with_a_broken_configuration_ends_with_haproxys_words_and_status() {
     let lab = Lab::new();
     let before = lab.balancer.state();

@@ -92,6 +92,20 @@ fn a_signal_with_a_broken_configuration_is_refused_as_well() {
 }
 
 #[test]
+fn a_configuration_that_listens_on_nothing_is_refused() {
+    let (lab, hapilot, before) = start();
+    let old = hapilot.current();
+    lab.balancer.write("haproxy.cfg", "");
+    let output = hapilot.command(&["reload"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("listen on nothing"), "{text}");
+    assert_eq!(hapilot.current().id, old.id);
+    assert_eq!(via(&lab), "v1");
+    end(&lab, hapilot, &before);
+}
+
+#[test]
 fn a_configuration_that_only_a_start_finds_wrong_is_refused() {
     let (lab, hapilot, before) = start();
     let old = hapilot.current();

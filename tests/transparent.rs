@@ -95,6 +95,25 @@ fn with_intercept_on_a_legacy_host_a_client_that_addresses_the_server_itself_is_
 }
 
 #[test]
+fn interception_is_never_left_without_a_listener() {
+    let lab = Lab::new();
+    let before = lab.balancer.state();
+    let mut hapilot = start_intercepting(&lab);
+    let elsewhere = haproxy_cfg::transparent(":9090", ":::9090 v6only");
+    lab.balancer.write("haproxy.cfg", &elsewhere);
+    let output = hapilot.command(&["reload"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("HAPROXY_INTERCEPT=80:8080: HAProxy listens on no port 8080"), "{text}");
+    assert_clients_seen(&lab, SERVER4, SERVER6);
+    hapilot.stop();
+    let config = lab.balancer.path("haproxy.cfg");
+    let spec = lab.balancer.container("next").config(&config).env("HAPROXY_INTERCEPT", "80:8080");
+    spec.finish().assert_code(1).assert_says(&["listens on no port 8080"]);
+    lab.balancer.state().assert_same_as(&before);
+}
+
+#[test]
 fn other_ports_and_other_traffic_are_not_intercepted() {
     let lab = Lab::new();
     let hapilot = start_intercepting(&lab);

@@ -102,6 +102,11 @@ pub fn doubts(
         )),
         Some(_) => {}
     }
+    // What the operator wanted, most likely; but whoever waited there was lost all the same.
+    let given_up = listeners.map(Changes::given_up).unwrap_or_default();
+    if !given_up.is_empty() {
+        doubts.push(format!("{} was closed, with whoever waited there", given_up.join(", ")));
+    }
     let counted = [
         ("ListenDrops", before.listen_drops, after.listen_drops),
         ("ListenOverflows", before.listen_overflows, after.listen_overflows),

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -136,9 +135,8 @@ fn unguardable(old: &Seen, after: &[Seen]) -> bool {
 
 /// `None` for what is no TCP listener of our own network namespace.
 fn tcp_port(seen: &Seen) -> Option<u16> {
-    let mut words = seen.address.split(' ');
-    let address: SocketAddr = words.next()?.parse().ok()?;
-    (!words.any(|word| word == "namespace")).then(|| address.port())
+    let elsewhere = seen.address.split(' ').any(|word| word == "namespace");
+    seen.port().filter(|_| !elsewhere)
 }
 
 #[cfg(test)]

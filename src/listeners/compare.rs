@@ -1,6 +1,7 @@
 //! Decides: what became of the listeners when one generation followed another. Values only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +10,14 @@ use serde::{Deserialize, Serialize};
 pub struct Seen {
     pub address: String,
     pub inode: u64,
+}
+
+impl Seen {
+    /// The port of a TCP listener.
+    #[must_use]
+    pub fn port(&self) -> Option<u16> {
+        port(&self.address)
+    }
 }
 
 /// Addresses, each listed once for every socket.
@@ -20,6 +29,25 @@ pub struct Changes {
     pub not_shared: Vec<String>,
     pub closed: Vec<String>,
     pub opened: Vec<String>,
+}
+
+impl Changes {
+    /// What was closed and whose port nobody serves at any other address.
+    #[must_use]
+    pub fn given_up(&self) -> Vec<&str> {
+        let still: HashSet<u16> = [&self.shared, &self.not_shared, &self.opened]
+            .into_iter()
+            .flatten()
+            .filter_map(|address| port(address))
+            .collect();
+        let served = |address: &str| port(address).is_some_and(|port| still.contains(&port));
+        self.closed.iter().map(String::as_str).filter(|address| !served(address)).collect()
+    }
+}
+
+fn port(address: &str) -> Option<u16> {
+    let address: SocketAddr = address.split(' ').next()?.parse().ok()?;
+    Some(address.port())
 }
 
 #[must_use]
@@ -71,6 +99,13 @@ mod tests {
         assert_eq!(got.not_shared, [":443"]);
         assert_eq!(got.closed, [":8080"]);
         assert_eq!(got.opened, [":8443"]);
+    }
+
+    #[test]
+    fn a_port_that_moved_is_not_given_up() {
+        let before = seen(&[("0.0.0.0:80", 1), ("0.0.0.0:81", 2), ("/run/x.sock", 3)]);
+        let after = seen(&[("0.0.0.0:80 interface eth0", 4)]);
+        assert_eq!(changes(&before, &after).given_up(), ["/run/x.sock", "0.0.0.0:81"]);
     }
 
     #[test]

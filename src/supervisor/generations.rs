@@ -49,6 +49,8 @@ pub(super) struct Running {
     pub(super) handed_over: HandedOver,
     /// What its configuration is warned of.
     pub(super) warnings: Vec<String>,
+    /// It answered, but would serve nobody.
+    rejected: bool,
     pub(super) guarded: Guarded,
 }
 
@@ -96,6 +98,7 @@ impl Supervisor {
             listens: Vec::new(),
             handed_over: HandedOver::default(),
             warnings: problems.iter().map(ToString::to_string).collect(),
+            rejected: false,
             guarded: Guarded::default(),
         };
         let Some(old) = from.and_then(|from| self.generations.get(&from)) else {
@@ -163,7 +166,11 @@ impl Supervisor {
         let messages = self.messages.clone();
         running.tasks.push(tokio::task::spawn_local(async move {
             ready(&runtime_socket, pid).await;
-            let _ = messages.send(Message::Event(Event::Ready(id)));
+            let listeners = listeners(&runtime_socket).await;
+            if let Err(error) = &listeners {
+                warn!(generation = id.number(), "{error:#}");
+            }
+            let _ = messages.send(Message::Ready(id, listeners.ok()));
         }));
         running.pid = Some(pid);
         running.handle = Some(handle);
@@ -179,19 +186,10 @@ impl Supervisor {
             self.last_good = Some(copies);
         }
         info!(generation = id.number(), pid = running.pid, ms = milliseconds(after), "ready");
-        // A reload looks at them when it hands over.
-        if self.lifecycle.state() == StateName::Reloading {
-            return;
+        if self.lifecycle.state() != StateName::Reloading {
+            // Nobody will ask what it said.
+            drop(running.words.take());
         }
-        // Nobody will ask what it said.
-        drop(running.words.take());
-        let (messages, socket) = (self.messages.clone(), running.runtime_socket.clone());
-        running.tasks.push(tokio::task::spawn_local(async move {
-            match listeners(&socket).await {
-                Ok(listeners) => drop(messages.send(Message::Listens(id, listeners))),
-                Err(error) => warn!(generation = id.number(), "{error:#}"),
-            }
-        }));
     }
 
     pub(super) fn hand_over(&mut self, from: GenerationId, to: GenerationId) {
@@ -221,6 +219,15 @@ impl Supervisor {
             running.listens = listeners.iter().map(Listener::seen).collect();
             self.keeper.hold(listeners);
         }
+    }
+
+    /// Ends one that is not to serve; the reason goes where HAProxy's own words go.
+    pub(super) fn reject(&mut self, id: GenerationId, reason: &str) {
+        let Some(running) = self.generations.get_mut(&id) else { return };
+        error!(generation = id.number(), "{reason}");
+        running.words.hear(reason);
+        running.rejected = true;
+        self.signal(id, Signal::KILL, "ending it");
     }
 
     pub(super) fn signal(&self, id: GenerationId, signal: Signal, doing: &str) {
@@ -261,6 +268,8 @@ impl Supervisor {
             debug!(pid, %exit, "reaped an orphan");
             return;
         };
+        // As HAProxy itself ends with a configuration that it refuses.
+        let exit = if running.rejected { Exit::Code(1) } else { exit };
         running.handle = None;
         running.tasks.drain(..).for_each(|task| task.abort());
         let (output, messages) = (running.output.take(), self.messages.clone());

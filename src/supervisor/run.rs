@@ -22,6 +22,7 @@ use super::reaper::reap;
 use super::signals::{Heard, Signals};
 use crate::control::protocol::{Answer, Request};
 use crate::control::server::Asked;
+use crate::handover::fitness::unfit;
 use crate::handover::guard::{Guard, Outcome};
 use crate::handover::receipt::Receipt;
 use crate::handover::reload::HandedOver;
@@ -47,7 +48,8 @@ pub(super) enum Message {
     Event(Event),
     /// What had to be saved before the launch is saved.
     Prepared(GenerationId),
-    Listens(GenerationId, Vec<Listener>),
+    /// Its runtime socket answered; `None` where it did not say what it listens on.
+    Ready(GenerationId, Option<Vec<Listener>>),
     HandedOver(GenerationId, HandedOver),
     /// A guard's steps, each with whether it came to what was waited for.
     Settled(GenerationId, Came),
@@ -196,7 +198,7 @@ impl Supervisor {
         match message {
             Message::Event(event) => return self.event(event).await,
             Message::Prepared(id) => self.launch(id),
-            Message::Listens(id, listeners) => self.keep(id, listeners),
+            Message::Ready(id, listeners) => return self.ready(id, listeners).await,
             Message::HandedOver(id, handed_over) => {
                 // It died meanwhile and the news is on its way: the old one must not drain for it.
                 if self.generations.get(&id)?.is_gone() {
@@ -222,6 +224,24 @@ impl Supervisor {
             }
         }
         None
+    }
+
+    /// One that would serve nobody is not ready, whatever it says itself.
+    async fn ready(&mut self, id: GenerationId, listeners: Option<Vec<Listener>>) -> Option<u8> {
+        let seen: Option<Vec<_>> =
+            listeners.as_ref().map(|listeners| listeners.iter().map(Listener::seen).collect());
+        if let Some(reason) = seen.and_then(|seen| unfit(&seen, &self.policy.intercept)) {
+            self.reject(id, &reason);
+            return None;
+        }
+        let done = self.event(Event::Ready(id)).await;
+        // A reload looks again when it hands over.
+        if let Some(listeners) = listeners
+            && self.lifecycle.serving() == Some(id)
+        {
+            self.keep(id, listeners);
+        }
+        done
     }
 
     async fn asked(&mut self, asked: Asked) -> Option<u8> {

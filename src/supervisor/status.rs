@@ -9,6 +9,7 @@ use super::generations::Running;
 use super::run::Supervisor;
 use crate::control::protocol::{Answer, GenerationStatus, HostItem, ListenerStatus, Status};
 use crate::haproxy::runtime_api::{LIMIT, ask};
+use crate::listeners::compare::Seen;
 use crate::listeners::socket_table::{Connection, established};
 use crate::process::procfs::socket_inodes;
 
@@ -85,7 +86,7 @@ impl Supervisor {
             return Vec::new();
         };
         let shared = running.shared_addresses();
-        let listener = |seen: &crate::listeners::compare::Seen| ListenerStatus {
+        let listener = |seen: &Seen| ListenerStatus {
             address: seen.address.clone(),
             shared: shared.contains(&seen.address),
         };
@@ -94,10 +95,8 @@ impl Supervisor {
 
     /// The ports that clients' connections have on our side.
     fn client_ports(&self) -> HashSet<u16> {
-        let listening =
-            self.generations.values().flat_map(|running| &running.listens).filter_map(|seen| {
-                seen.address.split(' ').next()?.rsplit_once(':')?.1.parse().ok()
-            });
+        let listens = self.generations.values().flat_map(|running| &running.listens);
+        let listening = listens.filter_map(Seen::port);
         listening.chain(self.identity.intercepted_ports.iter().copied()).collect()
     }
 }

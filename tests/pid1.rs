@@ -7,6 +7,8 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
 use lab::network::BALANCER4;
+use std::os::unix::fs::PermissionsExt;
+
 use lab::{Host, Instance, Lab, Pid, SHORT, get, haproxy_cfg, until};
 use nix::sys::signal::Signal;
 
@@ -29,6 +31,22 @@ fn make_orphan(hapilot: &Instance) -> u32 {
         (lab::process::field(orphan, "PPid")? == hapilot.pid().to_string()).then_some(())
     });
     orphan
+}
+
+/// A `PATH` with a `haproxy` that leaves a process behind at its first start and then becomes the real one.
+fn haproxy_that_leaves_an_orphan(lab: &Lab) -> String {
+    let path = std::env::var("PATH").unwrap();
+    let real = std::env::split_paths(&path).map(|dir| dir.join("haproxy")).find(|p| p.exists());
+    let directory = lab.balancer.path("wrapped");
+    std::fs::create_dir(&directory).unwrap();
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in *-x*) ;; *-db*) (sleep 1000 >/dev/null 2>&1 &) ;; esac\nexec {} \"$@\"\n",
+        real.unwrap().display()
+    );
+    let program = directory.join("haproxy");
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    format!("{}:{path}", directory.display())
 }
 
 fn await_reaped(orphan: u32) {
@@ -64,7 +82,9 @@ fn no_tool_loses_its_exit_status_to_the_reaper() {
         });
         std::thread::scope(|scope| {
             let hapilot = &hapilot;
-            scope.spawn(|| hapilot.exec(&["sh", "-c", storm]));
+            let storm = scope.spawn(|| hapilot.exec(&["sh", "-c", storm]));
+            let blown = storm.join().unwrap();
+            assert!(blown.status.success(), "the orphans were made: {blown:?}");
         });
         hapilot.await_serving();
         assert_eq!(get(&lab.client, &format!("{BALANCER4}:80"), "/").body(), "10.1.0.2");
@@ -72,7 +92,8 @@ fn no_tool_loses_its_exit_status_to_the_reaper() {
             let storm = scope.spawn(|| hapilot.exec(&["sh", "-c", storm]));
             hapilot.reload();
             hapilot.signal(Signal::SIGTERM);
-            let _ = storm.join();
+            // It may end with the container, but it must have begun.
+            assert!(storm.join().is_ok());
         });
         assert_eq!(hapilot.wait(SHORT).code(), Some(0));
         for words in ["No child process", "ECHILD", "os error 10"] {
@@ -95,8 +116,18 @@ fn as_the_first_process_it_hears_term_and_leaves_nobody() {
 #[test]
 fn beside_the_hosts_processes_it_adopts_and_reaps_what_haproxy_leaves() {
     let lab = Lab::new();
-    let mut hapilot = start(&lab, Pid::OfTheHost);
+    let config = lab.balancer.write("haproxy.cfg", &haproxy_cfg::proxy(":80", "v1"));
+    let spec = lab.balancer.container("hapilot").config(&config).pid(Pid::OfTheHost);
+    let mut hapilot = spec.env("PATH", &haproxy_that_leaves_an_orphan(&lab)).start().serving();
     assert_ne!(lab::process::inner_pid(hapilot.pid()), Some(1));
+    let parent = hapilot.pid().to_string();
+    let orphan = until(SHORT, "hapilot has adopted the orphan", || {
+        let named = |pid: &u32| lab::process::name(*pid).as_deref() == Some("sleep");
+        let orphan = hapilot.processes().into_iter().find(named)?;
+        (lab::process::field(orphan, "PPid")? == parent).then_some(orphan)
+    });
+    lab::process::kill(orphan, Signal::SIGKILL);
+    await_reaped(orphan);
     hapilot.reload();
     assert_eq!(get(&lab.client, &format!("{BALANCER4}:80"), "/").body(), "10.2.0.1");
     hapilot.stop();

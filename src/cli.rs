@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow};
 use clap::{Parser, Subcommand};
@@ -270,9 +270,14 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn make() -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("hapilot-check-{}", std::process::id()));
-        std::fs::create_dir(&path).with_context(|| format!("make {}", path.display()))?;
-        Ok(Self(path))
+        // With `--read-only` only /run may be there to write to. PID 1 is PID 1 again next time.
+        let since = UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
+        let name = format!("hapilot-check-{}-{since}", std::process::id());
+        let temporary = std::env::temp_dir().join(&name);
+        let path = [Path::new("/run").join(&name), temporary.clone()]
+            .into_iter()
+            .find(|path| std::fs::create_dir(path).is_ok());
+        path.map(Self).with_context(|| format!("make {} or the same in /run", temporary.display()))
     }
 }
 

@@ -64,6 +64,7 @@ impl Strategy {
         !self.guards.is_empty() && !self.ports.is_empty()
     }
 
+    #[cfg(test)]
     /// Connections would be lost, and nothing here can keep them.
     #[must_use]
     pub fn lacks_a_guard(&self) -> bool {

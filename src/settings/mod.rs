@@ -1,4 +1,4 @@
-//! What the environment asks for. Every mistake is collected and reported at once.
+//! Decides: what the environment asks for. Every mistake is collected and reported at once.
 //!
 //! `names` lists the variables, `value` parses one text, `variables` puts them together, `mistake`
 //! is what an operator reads. All of it is pure: the variables come in as values, so tests never

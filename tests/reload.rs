@@ -186,6 +186,24 @@ fn stick_tables_and_server_states_set_by_hand_follow_through_a_reload() {
 }
 
 #[test]
+fn what_was_set_by_hand_follows_without_a_word_about_it_in_the_configuration() {
+    let (lab, mut hapilot, before) = start();
+    let old = hapilot.current();
+    hapilot.runtime(&old, "set weight origin/s1 42%");
+    hapilot.runtime(&old, "set server origin/s1 state drain");
+    configure(&lab, "v2");
+    hapilot.reload();
+    let new = hapilot.await_successor(&old);
+    let servers = hapilot.runtime(&new, "show stat");
+    let server = servers.lines().find(|line| line.starts_with("origin,s1,")).unwrap();
+    assert!(server.contains("DRAIN"), "{server}");
+    let status = hapilot.status();
+    let carried = status["last_reload"]["carried_over"].as_array().unwrap();
+    assert!(carried.contains(&"set server origin/s1 state drain".into()), "{carried:?}");
+    end(&lab, hapilot, &before);
+}
+
+#[test]
 fn a_pause_keeps_new_connections_out_and_a_resume_lets_them_in_again_also_after_a_reload() {
     let (lab, mut hapilot, before) = start();
     let quick = Duration::from_millis(400);

@@ -4,7 +4,9 @@
 mod lab;
 
 use lab::network::{BALANCER4, BALANCER6, CLIENT4, CLIENT6, SERVER4, SERVER6};
-use lab::{HostState, Instance, Lab, Pid, get, haproxy_cfg};
+use lab::origin::HALF;
+use lab::{Download, HostState, Instance, Lab, Outcome, Pid, SHORT, get, haproxy_cfg, until};
+use nix::sys::signal::Signal;
 
 const DUMPS: [&str; 4] =
     ["iptables-save", "ip6tables-save", "iptables-legacy-save", "ip6tables-legacy-save"];
@@ -91,6 +93,24 @@ fn with_intercept_on_a_legacy_host_a_client_that_addresses_the_server_itself_is_
     let mut hapilot = start_intercepting(&lab);
     assert_clients_seen(&lab, SERVER4, SERVER6);
     hapilot.stop();
+    lab.balancer.state().assert_same_as(&before);
+}
+
+#[test]
+fn a_stop_ends_the_interception_at_once_and_what_it_began_at_the_end() {
+    let lab = Lab::new();
+    let before = lab.balancer.state();
+    let mut hapilot = start_intercepting(&lab);
+    let intercepted = format!("{SERVER4}:80");
+    let mut download = Download::begin(&lab.client, &intercepted, "/slow");
+    hapilot.signal(Signal::SIGTERM);
+    until(SHORT, "new clients go their own way", || {
+        (get(&lab.client, &intercepted, "/") == Outcome::Refused).then_some(())
+    });
+    assert!(hapilot.is_running() && download.is_open());
+    lab.origin.open_gate();
+    assert_eq!(download.finish().body().len(), 2 * HALF);
+    assert_eq!(hapilot.wait(SHORT).code(), Some(0));
     lab.balancer.state().assert_same_as(&before);
 }
 

@@ -641,7 +641,7 @@ async fn put_back_after_a_flush(program: Program) {
     let mut whole = state();
     // nft lists chains in the order in which they were made.
     whole.remove("nft -s list ruleset");
-    assert_eq!(host.put_back().await.unwrap(), []);
+    assert_eq!(host.put_back(soon()).await.unwrap(), []);
     assert_same(&whole, &state());
     let v4 = program.command(Family::V4);
     for damage in [
@@ -651,7 +651,7 @@ async fn put_back_after_a_flush(program: Program) {
         "ip rule del priority 170; ip -6 route flush table 29000".into(),
     ] {
         run(&damage);
-        let broken = host.put_back().await.unwrap();
+        let broken = host.put_back(soon()).await.unwrap();
         let expected = usize::from(damage.contains("mangle"));
         assert_eq!(broken.len(), expected, "{damage}: {broken:?}");
         assert_same(&whole, &state());

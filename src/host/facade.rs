@@ -26,8 +26,6 @@ use crate::problem::Problem;
 
 /// How long a start waits for another one's set-up: that takes some 50 ms.
 const SET_UP_LOCK: Duration = Duration::from_secs(10);
-/// How long a reload does: it comes before everything that the reload is for.
-const PUT_BACK_LOCK: Duration = Duration::from_secs(1);
 /// How long a tear-down does: leaving our rules behind would be worse than a race.
 const TEAR_DOWN_LOCK: Duration = Duration::from_secs(2);
 
@@ -148,9 +146,12 @@ impl Host {
     }
 
     /// Puts back what somebody removed meanwhile (a restart of firewalld or Docker flushes), and
-    /// says where. A place that lost a part is made anew as a whole: order matters in it.
-    pub async fn put_back(&mut self) -> Result<Vec<Place>> {
-        let _lock = SetupLock::take(PUT_BACK_LOCK).await.context("put rules back")?;
+    /// says where. A place that lost a part is made anew as a whole: order matters in it. Over by
+    /// `until`; what is still missing then is the next call's.
+    pub async fn put_back(&mut self, until: Instant) -> Result<Vec<Place>> {
+        self.kernel.finish_by(until);
+        let limit = until.saturating_duration_since(Instant::now());
+        let _lock = SetupLock::take(limit).await.context("put rules back")?;
         let Facts { programs, families, .. } = &self.facts;
         let survey = Survey::take(&self.kernel.iptables, programs, families)?;
         let mut steps: Vec<Step> = self.plan.foundation.clone();

@@ -37,6 +37,7 @@ use crate::logging::LAST_WORDS;
 
 /// For host changes outside the stop deadline.
 const HOST_LIMIT: Duration = Duration::from_secs(10);
+const PUT_BACK_LIMIT: Duration = Duration::from_secs(1);
 /// Our own bug, or a host that could not be given back.
 const SOFTWARE: u8 = 70;
 /// The host lacks something.
@@ -340,8 +341,10 @@ impl Supervisor {
 
     /// A reload is also when an operator expects that what somebody flushed is there again.
     async fn put_back(&mut self) {
+        // No signal is heard meanwhile, and a stop must not be late for a hanging iptables.
+        let until = Instant::now() + (self.limits.stop / 10).min(PUT_BACK_LIMIT);
         let Some(host) = &mut self.host else { return };
-        match host.put_back().await {
+        match host.put_back(until).await {
             Ok(places) => {
                 for place in places {
                     warn!(%place, "somebody had removed rules of ours; they are back");

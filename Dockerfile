@@ -23,6 +23,7 @@ COPY src src
 RUN touch src/main.rs src/lib.rs \
     && cargo build --release --locked --target "$(rustc -vV | sed -n 's/^host: //p')" \
     && cp /target/*/release/hapilot /usr/local/bin/hapilot \
+    && if grep -q HAPILOT_FAULT /usr/local/bin/hapilot; then echo 'the binary has a switch for faults, which only tests may have' >&2; exit 1; fi \
     && if ldd /usr/local/bin/hapilot | grep '=>'; then echo 'the binary is not static' >&2; exit 1; fi
 
 FROM ${RUNTIME_IMAGE}

@@ -6,13 +6,22 @@ import sys
 
 import idle
 import line
+import logs
 import reload
 import report
+import serving
 import start
 import stop
+import takeover
+import thousand
 import world
 
-PARTS = {"start": start.measure, "idle": idle.measure, "stop": stop.measure, "reload": reload.measure}
+PARTS = {
+    "start": start.measure, "idle": idle.measure, "stop": stop.measure,
+    "compare": reload.compare, "often": reload.often, "backends": reload.backends, "ipv6": reload.ipv6,
+    "killed": reload.killed, "serving": serving.measure, "thousand": thousand.measure,
+    "takeover": takeover.measure, "logs": logs.measure,
+}
 # where they are measured: what takes all of it away again, how many words name what is measured, what it is
 PLACES = {"container": (world.remove_all, 1, report.image), "line": (line.remove_all, 2, report.programs)}
 
@@ -33,14 +42,20 @@ def main():
     subject, parts = words[:count], words[count:]
     _lock = only_one()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    promises = []
     for part in parts:
         print(f"bench: measuring {part}", file=sys.stderr, flush=True)
         remove_all()
         try:
-            text = PARTS[part](*subject)
+            found = PARTS[part](*subject)
         finally:
             remove_all()
-        report.write(part, describe(*subject), text)
+        if isinstance(found, str):
+            found = report.Report(found)
+        report.write(part, describe(*subject), found)
+        promises += [f"{promise} [{part}]" for promise in found.promises]
+    if promises:
+        print("== in short", *promises, sep="\n", flush=True)
 
 
 main()

@@ -31,6 +31,7 @@ text { font: 11px system-ui, sans-serif; fill: var(--soft) }
 
 
 def draw(title, about, runs, seconds):
+    """The first `seconds` of each."""
     height = TOP + len(runs) * (HEIGHT + GAP) - GAP + 28
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">',
@@ -59,12 +60,12 @@ def panel(run, seconds, with_time):
         parts.append(f'<line class="line" x1="0" x2="{PLOT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         label = f"{value} ms" if value < 1000 else f"{value // 1000} s"
         parts.append(f'<text class="right" x="-6" y="{y + 4:.1f}">{label}</text>')
-    marks = "".join(f"M{across(at):.1f} 0v{HEIGHT}" for at in run.marks)
+    marks = "".join(f"M{across(at):.1f} 0v{HEIGHT}" for at in run.marks if at < seconds)
     parts.append(f'<path class="mark" d="{marks}"/>')
-    ok = cells((across(due), down(took)) for due, took, outcome in run.connections if outcome == "ok")
+    ok = cells((across(due), down(took)) for due, took, outcome, _ in run.connections if outcome == "ok" and due < seconds)
     parts.append(f'<path class="dots" d="{ok}"/>')
     # above everything
-    lost = cells((across(due), -6) for due, _, outcome in run.connections if outcome != "ok")
+    lost = cells((across(due), -6) for due, _, outcome, _ in run.connections if outcome != "ok" and due < seconds)
     parts.append(f'<path class="lost" d="{lost.replace("v2", "v6")}"/>')
     if with_time:
         parts += [f'<text class="middle" x="{across(at):.0f}" y="{HEIGHT + 14}">{at} s</text>'

@@ -1,142 +1,98 @@
-"""What new connections see of reloads: an open-loop load over a round trip, each way to reload by turns."""
+"""What new connections see of reloads and crashes: an open-loop load over a round trip, each way by turns."""
 
-import os
-import resource
-import time
-from pathlib import Path
-
-import line
 import picture
-from report import DOCUMENT, table
-from ways import WAYS
+import promise
+from promise import Quiet
+from report import DOCUMENT, Report, is_dry, table
+from starting import Starting
+from trial import RATE, ROUND_TRIP_MS, at, seconds, share_descriptors, trial
+from ways import Drop, Hapilot, Hold, Killed, KilledAsleep, MasterWorker, Migrate, PlainSf, SynDrop, Undisturbed
 
 PICTURE = DOCUMENT.with_name("reload.svg")
-RATE = 1000
-ROUND_TRIP_MS = 2 * line.DELAY_MS
-ALLOWED = 1.05
-# a retransmitted SYN comes after one second
-RETRANSMISSION_MS = 1000
-# what guard hold may cost besides a round trip
-WINDOW_MS = 20
-# the first and the last disturbance, so that what they do is still seen
-EDGE = 0.5
+MANY_BACKENDS = 5000
+KILLS = 20
+# of the time that is given to what must be as quick as no reload: what is judged by its slowest needs less
+LESS = 1 / 3
 
 
-class Run:
-    """What one way did to a load. `connections`: (due in s, took in ms, outcome)."""
-
-    def __init__(self, name, way, started, marks, lines):
-        rows = [line.split() for line in lines]
-        self.name, self.what = name, way.what
-        self.marks = [mark - started for mark in marks]
-        self.done, self.windows = way.done(), way.windows()
-        self.connections = [(int(due) / 1e6, int(took) / 1e3, outcome) for due, _, took, outcome in rows]
-        self.late = sorted(int(late) / 1e3 for _, late, _, _ in rows)
-        self.took = sorted(took for _, took, outcome in self.connections if outcome == "ok")
-        self.refused, self.reset, self.timeout = map(self.count, ("refused", "reset", "timeout"))
-        self.lost = len(rows) - self.count("ok")
-        self.p50, self.p99, self.p999 = (at(self.took, share) for share in (0.5, 0.99, 0.999))
-        self.max = self.took[-1]
-
-    def count(self, outcome):
-        return sum(outcome == which for _, _, which in self.connections)
-
-
-def at(ordered, share):
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
-def measure(haproxy, hapilot):
-    seconds = int(os.environ.get("BENCH_SECONDS", "20"))
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    runs = []
-    for name, way in WAYS.items():
-        run = one(name, way, Path(haproxy), Path(hapilot), seconds)
-        print(f"bench: {name}: {run.done} x, {run.lost} lost, p50 {run.p50:.1f}, p99.9 {run.p999:.1f}, max {run.max:.1f} ms; "
-              f"sent late by at most {run.late[-1]:.1f} ms", flush=True)
-        runs.append(run)
+def compare(*subject):
+    """All ways beside one another, and the picture."""
+    ways = {"no reload": Undisturbed, "plain -sf": PlainSf, "master-worker, USR2": MasterWorker,
+            "SYN drop, fixed sleeps": SynDrop, "hapilot": Hapilot, "hapilot, guard migrate": Migrate,
+            "hapilot, guard hold": Hold, "hapilot, guard drop": Drop, "hapilot, HAProxy killed": Killed,
+            "no reload, once more": Undisturbed}
+    whole = ("no reload", "master-worker, USR2", "hapilot", "no reload, once more")
+    share_descriptors()
+    trials = {name: trial(name, way, subject, seconds(1 if name in whole else LESS)) for name, way in ways.items()}
     title = f"{RATE:,} new connections per second over a round trip of {ROUND_TRIP_MS} ms"
     about = ("Each dot: when a connection was due, and how long until it had its answer. "
              "Upright: reload or kill -9. Red: refused, reset or timed out.")
-    PICTURE.write_text(picture.draw(title, about, runs, seconds))
-    return report(runs, seconds)
+    drawn = picture.draw(title, about, list(trials.values()), seconds(LESS))
+    if not is_dry():
+        PICTURE.write_text(drawn)
+    quiet = Quiet([trials["no reload"], trials["no reload, once more"]])
+    kept = [*promise.nobody_notices(trials["hapilot"], quiet, trials["master-worker, USR2"]),
+            *promise.is_guarded(trials["hapilot, guard migrate"], "migrate", quiet),
+            *promise.is_guarded(trials["hapilot, guard hold"], "hold", quiet),
+            *promise.is_guarded(trials["hapilot, guard drop"], "drop", quiet)]
+    return reported(trials.values(), quiet, kept, f"![Latency over time, for each way]({PICTURE.name})")
 
 
-def one(name, way, haproxy, hapilot, seconds):
-    line.remove_all()
-    with line.workspace() as directory:
-        wire = line.Line(directory)
-        try:
-            running = way(wire, haproxy, hapilot)
-            wire.until_served()
-            load = wire.load(RATE, seconds)
-            started = int(load.stdout.readline()) / 1e9
-            marks = disturb(running, started, seconds)
-            lines = load.stdout.read().decode().splitlines()
-            if load.wait() != 0 or len(lines) != RATE * seconds:
-                raise SystemExit(f"bench: {name}: the load failed")
-            return Run(name, running, started, marks, lines)
-        finally:
-            wire.close()
+def often(*subject):
+    """Five reloads a second."""
+    return beside_master_worker(subject, seconds(), every=0.2)
 
 
-def disturb(way, started, seconds):
-    """On time, or as soon after as the last one is over."""
-    marks, due = [], started + EDGE
-    while way.every and due <= started + seconds - EDGE:
-        time.sleep(max(0, due - time.monotonic()))
-        marks.append(time.monotonic())
-        way.disturb()
-        while due <= time.monotonic():
-            due += way.every
-    return marks
+def backends(*subject):
+    """A configuration that takes its time."""
+    return beside_master_worker(subject, seconds(), backends=MANY_BACKENDS)
 
 
-def report(runs, seconds):
-    by_name = {run.name: run for run in runs}
-    quiet = [run for name, run in by_name.items() if name.startswith("no reload")]
-    base = at(sorted(took for run in quiet for took in run.took), 0.999)
-    rows = [[run.name, f"{run.done} × {run.what}" if run.marks else "", run.count("ok"), run.refused, run.reset, run.timeout,
-             *(f"{value:.1f}" for value in (run.p50, run.p99, run.p999, run.max)), f"{run.p999 / base:.2f}"]
-            for run in runs]
-    head = ["", "done", "ok", "refused", "reset", "timed out", "p50, ms", "p99, ms", "p99.9, ms", "max, ms",
+def ipv6(*subject):
+    """The same over IPv6, and with each guard."""
+    guards = {"hapilot, guard migrate": Migrate, "hapilot, guard hold": Hold, "hapilot, guard drop": Drop}
+    return beside_master_worker(subject, seconds(LESS), guards, family=6)
+
+
+def beside_master_worker(subject, time, guards=None, **given):
+    share_descriptors()
+    ways = {"no reload": Undisturbed, "master-worker, USR2": MasterWorker, "hapilot": Hapilot, **(guards or {}),
+            "no reload, once more": Undisturbed}
+    trials = {name: trial(name, way, subject, time, **given) for name, way in ways.items()}
+    quiet = Quiet([trials["no reload"], trials["no reload, once more"]])
+    kept = [*promise.nobody_notices(trials["hapilot"], quiet, trials["master-worker, USR2"])]
+    for name in guards or {}:
+        kept += promise.is_guarded(trials[name], name.split()[-1], quiet)
+    return reported(trials.values(), quiet, kept)
+
+
+def killed(*subject):
+    """HAProxy dies twenty times, beside how long it takes to start under the same load."""
+    share_descriptors()
+    alone = trial("no reload, HAProxy starts aside", Starting, subject, seconds(LESS), after=lambda way: way.took())
+    time = round(KILLS * Killed.every) + 1
+    run = trial("hapilot, HAProxy killed", Killed, subject, time, after=lambda way: way.ready_ms())
+    asleep = trial("hapilot, HAProxy looked into, then killed", KilledAsleep, subject, time, after=lambda way: way.inside)
+    quiet, start, ready = Quiet([alone]), alone.after, run.after
+    words = (f"HAProxy started {len(start)} times aside, on another port: {at(start, 0.5):.1f} ms (median), "
+             f"{start[-1]:.1f} ms at most. As hapilot's log has it, each of its own was ready after "
+             f"{at(ready, 0.5)} ms (median), {ready[-1]} ms at most.")
+    kept = [*promise.waits_for_a_start(run, quiet, at(start, 0.5)), *promise.dies_alone(asleep, asleep.after)]
+    return reported([alone, run, asleep], quiet, kept, words)
+
+
+def reported(trials, quiet, kept, more=""):
+    trials = list(trials)
+    rows = [[run.name, run.seconds, f"{run.done} × {run.what}" if run.marks else "", run.ok, run.refused, run.reset,
+             run.timeout, *(f"{value:.1f}" for value in (run.p50, run.p99, run.p999, run.max)),
+             f"{run.p999 / quiet.p999:.2f}"] for run in trials]
+    head = ["", "s", "done", "ok", "refused", "reset", "timed out", "p50, ms", "p99, ms", "p99.9, ms", "max, ms",
             "p99.9, ratio"]
-    late = sorted(late for run in runs for late in run.late)
-    return "\n".join([
-        f"{RATE:,} new connections per second, {seconds} s for each, round trip {ROUND_TRIP_MS} ms; the ratio is to both "
-        f"runs of no reload together ({base:.1f} ms).",
-        "", table(head, rows), "",
-        *(f"- {line}" for line in promises(by_name, base)),
-        f"- the bench itself: a connection was sent {at(late, 0.5):.2f} ms after it was due (median), 99.9 % within "
-        f"{at(late, 0.999):.1f} ms, at most {late[-1]:.1f} ms", "",
-        f"![Latency over time, for each way]({PICTURE.name})",
+    late = sorted(late for run in trials for late in run.late)
+    text = "\n".join([
+        f"{RATE:,} new connections per second, round trip {ROUND_TRIP_MS} ms; the ratio is to no reload ({quiet.p999:.1f} ms).",
+        "", table(head, rows), "", *map(str, kept), "",
+        f"The bench itself: a connection was sent {at(late, 0.5):.2f} ms after it was due (median), 99.9 % within "
+        f"{at(late, 0.999):.1f} ms, at most {late[-1]:.1f} ms.", *(["", more] if more else []),
     ])
-
-
-def promises(runs, base):
-    master = runs["master-worker, USR2"]
-    for name, run in runs.items():
-        if name in ("hapilot", "hapilot, guard hold", "hapilot, guard drop"):
-            yield judged(f"{name}: no connection is lost", run.lost == 0,
-                         f"{run.refused} refused, {run.reset} reset, {run.timeout} timed out")
-    run = runs["hapilot"]
-    yield judged(f"hapilot: p99.9 is at most {ALLOWED} × no reload", run.p999 <= ALLOWED * base, f"{run.p999 / base:.3f}")
-    yield judged("hapilot: p99.9 is not above master-worker's", run.p999 <= master.p999,
-                 f"{run.p999:.1f} ms, master-worker {master.p999:.1f} ms")
-    run = runs["hapilot, guard hold"]
-    if run.windows:
-        yield judged(f"hapilot, guard hold: its window is under {WINDOW_MS} ms and a round trip",
-                     run.windows[-1] < WINDOW_MS + ROUND_TRIP_MS,
-                     f"{at(run.windows, 0.5):.1f} ms (median), {run.windows[-1]:.1f} ms at most, by hapilot's receipts")
-    run = runs["hapilot, guard drop"]
-    most = base + RETRANSMISSION_MS
-    yield judged("hapilot, guard drop: nobody waits for more than one retransmission", run.max <= ALLOWED * most,
-                 f"{run.max:.0f} ms at most; a SYN that is sent again after a second may meet the next reload")
-    run = runs["hapilot, HAProxy killed"]
-    yield judged("hapilot, HAProxy killed: nobody is refused and nobody times out", run.refused + run.timeout == 0,
-                 f"{run.refused} refused, {run.timeout} timed out; {run.reset} reset, sessions that died with their HAProxy")
-
-
-def judged(promise, is_met, found):
-    return f"{promise}: {'met' if is_met else '**missed**'} ({found})"
+    return Report(text, kept, {"trials": [run.values() for run in trials]})

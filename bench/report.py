@@ -1,15 +1,33 @@
 """Results as a table, on the terminal and between this part's markers in docs/performance.md."""
 
+import json
 import os
 import platform
 import statistics
 import subprocess
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from world import docker
 
-DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
+PROJECT = Path(__file__).resolve().parent.parent
+DOCUMENT = PROJECT / "docs" / "performance.md"
+# for machines: one file for each part
+RESULTS = PROJECT / "target" / "bench"
+
+
+@dataclass
+class Report:
+    """For people, and for machines."""
+    text: str
+    promises: list = field(default_factory=list)
+    values: dict = field(default_factory=dict)
+
+
+def is_dry():
+    """Nothing is written into docs/."""
+    return os.environ.get("BENCH_DRY") == "1"
 
 
 def milliseconds(seconds):
@@ -57,9 +75,17 @@ def load():
     return f"Load while measuring: {os.getloadavg()[0]:.1f}."
 
 
-def write(part, subject, text):
-    text = f"{machine()}, {subject}. {load()}\n\n{text}"
+def write(part, subject, report):
+    about = f"{machine()}, {subject}. {load()}"
+    text = f"{about}\n\n{report.text}"
     print(f"\n== {part}\n{text}\n", flush=True)
+    if report.values:
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        promises = [promise.values() for promise in report.promises]
+        values = {"part": part, "about": about, "promises": promises, **report.values}
+        (RESULTS / f"{part}.json").write_text(json.dumps(values, indent=1))
+    if is_dry():
+        return
     begin, end = (f"<!-- scripts/bench {part}: {edge} -->" for edge in ("begin", "end"))
     document = DOCUMENT.read_text()
     before, begun, rest = document.partition(begin)

@@ -1,4 +1,4 @@
-"""The ways to reload a HAProxy that scripts/bench reload compares."""
+"""The ways to reload a HAProxy that scripts/bench compares."""
 
 import json
 import os
@@ -8,27 +8,37 @@ import subprocess
 import time
 from pathlib import Path
 
+import configuration
 from line import PORT, inside
-from world import children
-
-CONFIGURATION = Path(__file__).with_name("reload.cfg").resolve()
-SECOND = 1.0
+from world import children, until
 
 
 class Way:
-    every = SECOND
+    """`every`: seconds between two disturbances. `given`: what the configuration is to have, see configuration.text."""
+
+    every = 1.0
     what = "reload"
 
-    def __init__(self, line, haproxy, hapilot):
-        self.line, self.haproxy, self.hapilot = line, haproxy, hapilot
+    def __init__(self, line, haproxy, hapilot, every=None, **given):
+        self.line, self.haproxy, self.hapilot, self.given = line, haproxy, hapilot, given
+        self.every = every if every and self.every else self.every
+        self.configuration = line.directory / "haproxy.cfg"
+        self.configure()
         self.start()
+
+    def configure(self, **more):
+        self.configuration.write_text(configuration.text(**self.given, **more))
 
     def windows(self):
         """How long guards were up, in ms."""
         return []
 
+    def guards(self):
+        """Which guards were up."""
+        return set()
+
     def launch(self, *arguments):
-        return self.line.run("balancer", str(self.haproxy), *arguments, "-f", str(CONFIGURATION),
+        return self.line.run("balancer", str(self.haproxy), *arguments, "-f", str(self.configuration),
                              stdout=subprocess.DEVNULL, stderr=self.line.log("haproxy.log"))
 
 
@@ -84,62 +94,124 @@ class MasterWorker(Way):
 
 
 class Hapilot(Way):
+    """`rights`: a command that takes rights away, before hapilot is started."""
     guard = "auto"
+    rights = ()
 
     def start(self):
         path = f"{self.haproxy.parent}:{os.environ['PATH']}"
-        settings = [f"HAPROXY_CONFIG={CONFIGURATION}", f"HAPROXY_PORTS={PORT}", f"HAPROXY_RELOAD_GUARD={self.guard}",
-                    "HAPROXY_LOG_FORMAT=json", f"PATH={path}"]
+        settings = [f"HAPROXY_CONFIG={self.configuration}", f"HAPROXY_PORTS={PORT}",
+                    f"HAPROXY_RELOAD_GUARD={self.guard}", "HAPROXY_LOG_FORMAT=json", f"PATH={path}"]
         # its own /run, as a container has it
         self.process = self.line.run(
-            "balancer", "unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /run && exec env "$@"', "sh",
-            *settings, str(self.hapilot), stdout=subprocess.DEVNULL, stderr=self.line.log("hapilot.log"))
+            "balancer", "unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /run && exec "$@"', "sh",
+            *self.rights, "env", *settings, str(self.hapilot), stdout=subprocess.DEVNULL, stderr=self.line.log("hapilot.log"))
 
     def disturb(self):
         self.process.send_signal(signal.SIGHUP)
+
+    def command(self, *words):
+        """As `docker exec` would run it."""
+        return ("nsenter", f"--mount=/proc/{self.process.pid}/ns/mnt", str(self.hapilot), *words)
+
+    def status(self):
+        done = subprocess.run(self.command("status", "--json"), capture_output=True, text=True, check=False)
+        return json.loads(done.stdout) if done.returncode == 0 else {}
+
+    def until_it_is_quiet(self):
+        """One generation, which serves."""
+        def quiet():
+            status = self.status()
+            return status if status.get("state") == "serving" and len(status["generations"]) == 1 else None
+        return until("one generation that serves", quiet, 0.02)
 
     def log(self):
         lines = (self.line.directory / "hapilot.log").read_text().splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
-    def done(self):
-        return sum(line["message"].startswith("reload ") and line["level"] == "INFO" for line in self.log())
+    def receipts(self):
+        return [line["message"] for line in self.log() if line["message"].startswith("reload ") and line["level"] == "INFO"]
 
+    def done(self):
+        return len(self.receipts())
 
     def windows(self):
-        texts = (re.search(r"guard \w+ for ([0-9.]+) ms", line["message"]) for line in self.log())
+        texts = (re.search(r"guard \w+ for ([0-9.]+) ms", receipt) for receipt in self.receipts())
         return sorted(float(text[1]) for text in texts if text)
 
+    def guards(self):
+        return {line["guard"] for line in self.log() if line["message"] == "guard raised"}
 
-class Hold(Hapilot):
+    def ready_ms(self):
+        """From each launch until HAProxy answered, by hapilot's log."""
+        return sorted(line["ms"] for line in self.log() if line["message"] == "ready")
+
+
+class Guarded(Hapilot):
+    """Each reload changes the options of the ports: nothing is shared, so a guard is needed each time."""
+    options = ("", configuration.OTHER)
+    turn = 0
+
+    def disturb(self):
+        self.turn += 1
+        self.configure(option=self.options[self.turn % 2])
+        super().disturb()
+
+
+class Migrate(Guarded):
+    """What auto takes where the sysctl can be written."""
+
+
+class Hold(Guarded):
     guard = "hold"
 
 
-class Drop(Hapilot):
+class Drop(Guarded):
     guard = "drop"
+    # a SYN is sent again after a second: it shall not meet the next reload
+    every = 1.5
 
 
 class Killed(Hapilot):
-    every = 1.3
     what = "kill -9"
 
     def disturb(self):
         for pid in children(self.process.pid):
             if Path(f"/proc/{pid}/comm").read_text().strip() == "haproxy":
-                os.kill(pid, signal.SIGKILL)
+                self.kill(pid)
+
+    def kill(self, pid):
+        os.kill(pid, signal.SIGKILL)
 
     def done(self):
         return sum("HAProxy died" in line["message"] for line in self.log())
 
 
-WAYS = {
-    "no reload": Undisturbed,
-    "plain -sf": PlainSf,
-    "master-worker, USR2": MasterWorker,
-    "SYN drop, fixed sleeps": SynDrop,
-    "hapilot": Hapilot,
-    "hapilot, guard hold": Hold,
-    "hapilot, guard drop": Drop,
-    "hapilot, HAProxy killed": Killed,
-    "no reload, once more": Undisturbed,
-}
+class KilledAsleep(Killed):
+    """`inside`: who was in a HAProxy that was killed. To see them takes time, in which nobody is served."""
+
+    def start(self):
+        super().start()
+        self.inside = set()
+
+    def kill(self, pid):
+        # whoever is inside now is inside when it dies
+        os.kill(pid, signal.SIGSTOP)
+        until("HAProxy stands still", lambda: stopped(pid), 0)
+        self.inside |= accepted()
+        super().kill(pid)
+
+
+def stopped(pid):
+    """None while one of its threads runs."""
+    states = (stat.read_text().rpartition(")")[2].split()[0] for stat in Path(f"/proc/{pid}/task").glob("*/stat"))
+    return True if all(state in "Tt" for state in states) else None
+
+
+def accepted():
+    """The clients' addresses of connections that a process has, not only the kernel."""
+    done = subprocess.run(inside("balancer", "ss", "-Htane", "exclude", "listening", "sport", "=", f":{PORT}"),
+                          capture_output=True, text=True, check=True)
+    rows = [row.split() for row in done.stdout.splitlines()]
+    return {row[4].replace("[::ffff:", "").replace("]", "") for row in rows
+            if any(re.fullmatch("ino:[1-9][0-9]*", word) for word in row)}

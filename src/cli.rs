@@ -1,29 +1,42 @@
 //! Acts: the command line. `haproxy::command_line` decides what the words mean; here each command
 //! does what it says.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow};
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+use tracing::error;
+use tracing::level_filters::LevelFilter;
 
 use crate::control::client::Client;
-use crate::control::protocol::{Answer, Request, SOCKET};
+use crate::control::protocol::{Answer, Request, SOCKET, Status};
 use crate::handover::receipt::Verdict;
-use crate::haproxy::command_line::{Invocation, Source, command, invocation};
+use crate::haproxy::command_line::{Invocation, LAST_RESORT, Source, command, invocation};
 use crate::haproxy::embedded;
+use crate::haproxy::hint::hint;
 use crate::host::preflight::{self, RUN_DIRECTORY};
+use crate::host::sweep::Swept;
 use crate::host::{Wanted, instance::Instance, plan_for, sweep};
 use crate::logging;
+use crate::operator::runtime;
+use crate::operator::server::{self, Patterns, Wish};
+use crate::operator::servers::Order;
+use crate::operator::sessions;
+use crate::process::last_resort;
+use crate::settings::LogFormat;
 use crate::supervisor::boot::{Asked, Refused, SOFTWARE, Survey, UNAVAILABLE, USAGE, supervise};
+use crate::supervisor::deadlines::docker_must_grant;
 use crate::supervisor::signals::Signals;
 
 /// A question whose answer needs no HAProxy.
 const QUICK: Duration = Duration::from_secs(5);
+const WATCH_AGAIN: Duration = Duration::from_secs(1);
 /// Two reloads that are refused at the last moment, and some.
 const RELOAD_LIMIT: Duration = Duration::from_mins(5);
 
@@ -31,10 +44,11 @@ const AFTER_HELP: &str = "\
 Without a command, with `run`, or with HAProxy's own arguments (`-f …`, `haproxy -f …`) hapilot
 supervises HAProxy. `haproxy -v`, `-vv` and `-c` just run; any other program is executed in place.
 
-Settings are environment variables: HAPROXY_PORTS, HAPROXY_CONFIG, HAPROXY_TRANSPARENT,
+Settings are environment variables: HAPROXY_PORTS, HAPROXY_PIDS, HAPROXY_CONFIG, HAPROXY_TRANSPARENT,
 HAPROXY_INTERCEPT, HAPROXY_FIREWALL, HAPROXY_MARK, HAPROXY_TABLE, HAPROXY_STOP_DEADLINE,
 HAPROXY_DRAIN_DEADLINE, HAPROXY_MAX_GENERATIONS, HAPROXY_ON_CRASH, HAPROXY_RELOAD_GUARD,
-HAPROXY_LOG_FORMAT, HAPROXY_LOG_LEVEL; the README explains each.
+HAPROXY_LOG_FORMAT, HAPROXY_LOG_LEVEL, HAPROXY_METRICS, HAPROXY_SYSLOG, HAPROXY_WATCH; the README
+explains each.
 
 Signals: HUP, USR2 reload; TERM, USR1 stop gracefully; INT, QUIT, a second TERM stop now;
 TTOU, TTIN pause and resume accepting.
@@ -77,6 +91,18 @@ enum Own {
         /// One JSON object.
         #[arg(long)]
         json: bool,
+        /// Again every second, until it is interrupted.
+        #[arg(long, conflicts_with = "json")]
+        watch: bool,
+    },
+    /// Show the oldest sessions of every generation: why is an old one still there?
+    Sessions {
+        /// One JSON list, with up to a thousand of each generation.
+        #[arg(long)]
+        json: bool,
+        /// How many of each generation.
+        #[arg(long, default_value_t = 20)]
+        most: usize,
     },
     /// Reload and wait; the exit status says whether the reload was taken.
     Reload {
@@ -86,11 +112,47 @@ enum Own {
     },
     /// Stop gracefully and wait for the end.
     Stop,
+    /// Ask HAProxy over its runtime API; the exit status is 1 where it refuses.
+    Runtime {
+        /// Every generation that is alive, not only the one that serves.
+        #[arg(long)]
+        all: bool,
+        /// A command of HAProxy's, such as `show stat`.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// Let servers finish their sessions and get no new ones.
+    Drain {
+        #[command(flatten)]
+        which: Which,
+        /// Wait until they have no session any more, so long; then the status is 1.
+        #[arg(long, value_name = "TIME", value_parser = length_of_time)]
+        wait: Option<Duration>,
+    },
+    /// Let servers have new sessions again, after a drain or a maintenance.
+    Enable {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Give servers a weight.
+    Weight {
+        #[command(flatten)]
+        which: Which,
+        /// 0 to 256.
+        #[arg(value_parser = server::weight)]
+        weight: u16,
+    },
     /// Remove what dead instances left on this host.
     Sweep {
         /// Only print what would be removed.
         #[arg(long)]
         dry_run: bool,
+    },
+    /// What hapilot becomes when the stop deadline is over and it hangs.
+    #[command(hide = true, name = LAST_RESORT)]
+    LastResort {
+        /// What is left of the deadline.
+        milliseconds: u64,
     },
     /// Exit with 0 when HAProxy is being served, else with 1.
     Health,
@@ -98,6 +160,16 @@ enum Own {
     Version,
     /// Print this help.
     Help,
+}
+
+#[derive(Args, Debug)]
+struct Which {
+    /// Only show which servers are meant and what they would become.
+    #[arg(long)]
+    dry_run: bool,
+    /// Shell patterns over backend/server; without a slash, that server in any backend.
+    #[arg(required = true, value_name = "SERVER")]
+    servers: Vec<String>,
 }
 
 #[must_use]
@@ -125,10 +197,17 @@ fn own(words: Vec<OsString>) -> u8 {
         Own::Run { haproxy } => return run(&haproxy),
         Own::Check { haproxy } => check(&haproxy),
         Own::Plan => plan(),
-        Own::Status { json } => status(json),
+        Own::Status { json, watch: false } => status(json),
+        Own::Status { watch: true, .. } => watch_status(),
+        Own::Sessions { json, most } => sessions(json, most),
         Own::Reload { json } => reload(json),
         Own::Stop => stop(),
+        Own::Drain { which, wait } => servers(&which, Wish::Drain, wait),
+        Own::Enable { which } => servers(&which, Wish::Ready, None),
+        Own::Weight { which, weight } => servers(&which, Wish::Weight(weight), None),
+        Own::Runtime { all, command } => runtime(all, &command.join(" ")),
         Own::Sweep { dry_run } => sweep(dry_run),
+        Own::LastResort { milliseconds } => last_resort(Duration::from_millis(milliseconds)),
         Own::Health => health(),
         Own::Version => Ok(version()),
         Own::Help => help(),
@@ -166,7 +245,12 @@ async fn supervised(haproxy: &[OsString]) -> Result<u8> {
     // Before the look at the host, which takes a while: PID 1 never sees a signal for which it has
     // no handler (pid_namespaces(7)), so a stop that early would be lost.
     let signals = Signals::subscribe()?;
-    let survey = match Asked::read(haproxy).and_then(Survey::take) {
+    let asked = Asked::read(haproxy).and_then(|asked| {
+        let limits = asked.limits();
+        last_resort::prepare(LAST_RESORT, limits.stop, limits.last_resort())?;
+        Survey::take(asked)
+    });
+    let survey = match asked {
         Ok(survey) => survey,
         Err(refused) => {
             complain(&refused.text);
@@ -176,11 +260,19 @@ async fn supervised(haproxy: &[OsString]) -> Result<u8> {
     let settings = &survey.asked.settings;
     let log = logging::start(settings.log_format, settings.log_level);
     let status = tokio::select! {
-        status = supervise(survey, signals) => status,
+        status = supervise(survey, signals, log.clone()) => status,
         () = log.flush_when_possible() => SOFTWARE,
     };
     log.finish();
     Ok(status)
+}
+
+/// As in the deadlines of the environment, a number alone is seconds.
+fn length_of_time(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().map(Duration::from_secs);
+    seconds.or_else(|_| humantime::parse_duration(text)).map_err(|error| {
+        format!("{error}; expected seconds, or a number with a unit, for example 60s or 5m")
+    })
 }
 
 /// One thread: see `supervisor::reaper` for why.
@@ -228,6 +320,9 @@ fn check(haproxy: &[OsString]) -> Result<u8, Refused> {
     for warning in &survey.warnings {
         say(format_args!("  warning: {warning}"));
     }
+    if let Some(told) = docker_must_grant(&survey.limits()) {
+        say(format_args!("stop: {told}"));
+    }
     let status = try_configuration(&survey)?;
     say(format_args!(
         "configuration: {}",
@@ -255,14 +350,29 @@ fn try_configuration(survey: &Survey) -> Result<u8> {
     let binary = &survey.installed.path;
     let (first, others) = paths.split_first().context("find a configuration to try")?;
     let argv = command(binary, first, others, &survey.asked.arguments.rest, None);
-    let status = Command::new(binary)
+    let mut child = Command::new(binary)
         .args(&argv[1..])
         .arg("-c")
-        .status()
+        .stderr(Stdio::piped())
+        .spawn()
         .with_context(|| format!("execute {}", binary.display()))?;
+    repeat_with_hints(child.stderr.take());
+    let status = child.wait().with_context(|| format!("wait for {}", binary.display()))?;
     drop(scratch);
     // Killed while it checked: nobody knows.
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(SOFTWARE))
+}
+
+fn repeat_with_hints(words: Option<impl io::Read>) {
+    let lines = words.into_iter().flat_map(|words| BufReader::new(words).split(b'\n'));
+    let mut hinted = BTreeSet::new();
+    for line in lines.map_while(Result::ok) {
+        let line = String::from_utf8_lossy(&line);
+        let _ = writeln!(io::stderr(), "{line}");
+        if let Some(hint) = hint(&line).filter(|hint| hinted.insert(*hint)) {
+            complain(hint);
+        }
+    }
 }
 
 /// A directory of our own that is gone when this is.
@@ -316,10 +426,40 @@ fn json(value: &impl serde::Serialize) -> Result<String> {
     serde_json::to_string(value).context("write JSON")
 }
 
-fn status(as_json: bool) -> Result<u8, Refused> {
+fn ask_status() -> Result<Box<Status>> {
     match client()?.ask(Request::Status, Some(QUICK))? {
-        Answer::Status(status) if as_json => say(json(&status)?),
-        Answer::Status(status) => say(status.to_string().trim_end()),
+        Answer::Status(status) => Ok(status),
+        other => Err(unexpected(&other)),
+    }
+}
+
+fn status(as_json: bool) -> Result<u8, Refused> {
+    let status = ask_status()?;
+    if as_json {
+        say(json(&status)?);
+    } else {
+        say(status.to_string().trim_end());
+    }
+    Ok(0)
+}
+
+fn watch_status() -> Result<u8, Refused> {
+    loop {
+        let status = ask_status()?;
+        // Home, then clear: without the blink of the other order.
+        let text = format!("\x1b[H\x1b[2J{}", status.to_string().trim_end());
+        let mut out = io::stdout();
+        if writeln!(out, "{text}").and_then(|()| out.flush()).is_err() {
+            return Ok(0);
+        }
+        std::thread::sleep(WATCH_AGAIN);
+    }
+}
+
+fn sessions(as_json: bool, most: usize) -> Result<u8, Refused> {
+    match client()?.ask(Request::Sessions, Some(QUICK))? {
+        Answer::Sessions { generations } if as_json => say(json(&generations)?),
+        Answer::Sessions { generations } => say(sessions::picture(&generations, most).trim_end()),
         other => return Err(unexpected(&other).into()),
     }
     Ok(0)
@@ -334,11 +474,11 @@ fn reload(as_json: bool) -> Result<u8, Refused> {
         say(json(&receipt)?);
     } else {
         say(format_args!("reload {receipt}"));
-        for warning in &receipt.warnings {
-            say(format_args!("warning: {warning}"));
-        }
         for line in &receipt.haproxy {
             say(line);
+        }
+        for warning in &receipt.warnings {
+            say(format_args!("warning: {warning}"));
         }
     }
     Ok(u8::from(receipt.verdict == Verdict::Refused))
@@ -351,6 +491,44 @@ fn stop() -> Result<u8, Refused> {
         other => return Err(unexpected(&other).into()),
     }
     Ok(0)
+}
+
+fn runtime(all: bool, command: &str) -> Result<u8, Refused> {
+    let told =
+        if all { runtime::all(command, &*ask_status()?) } else { runtime::serving(command)? };
+    if told.refused && !all {
+        complain(&told.text);
+    } else if !told.text.is_empty() {
+        say(told.text);
+    }
+    Ok(u8::from(told.refused))
+}
+
+fn servers(which: &Which, wish: Wish, wait: Option<Duration>) -> Result<u8, Refused> {
+    let refused = |text| Refused { status: USAGE, text };
+    let order = Order { patterns: Patterns::parse(&which.servers).map_err(refused)?, wish };
+    if which.dry_run {
+        for server in order.look()? {
+            let change = if wish.is_true_of(&server) { "already so" } else { &*wish.to_string() };
+            say(format_args!("{server} -> {change}"));
+        }
+        return Ok(0);
+    }
+    let done = order.carry_out(ask_status)?;
+    for server in &done.servers {
+        say(server);
+    }
+    for text in &done.refused {
+        complain(text);
+    }
+    let Some(limit) = wait.filter(|_| done.refused.is_empty()) else {
+        return Ok(u8::from(!done.refused.is_empty()));
+    };
+    let busy = order.wait(limit)?;
+    for server in &busy {
+        complain(&format!("{server} are left after {}", humantime::format_duration(limit)));
+    }
+    Ok(u8::from(!busy.is_empty()))
 }
 
 fn health() -> Result<u8, Refused> {
@@ -367,7 +545,7 @@ fn health() -> Result<u8, Refused> {
 
 fn sweep(dry_run: bool) -> Result<u8, Refused> {
     let findings = preflight::look(&Wanted::default());
-    if findings.facts.programs.is_empty() {
+    if !findings.facts.can_be_swept() {
         let text: Vec<_> = findings.transparent.iter().map(ToString::to_string).collect();
         return Err(Refused { status: UNAVAILABLE, text: text.join("\n  ") });
     }
@@ -378,14 +556,42 @@ fn sweep(dry_run: bool) -> Result<u8, Refused> {
         return Ok(0);
     }
     let swept = in_runtime(sweep::sweep(&findings.facts, None))??;
+    for warning in &swept.warnings {
+        complain(&warning.to_string());
+    }
     for undo in &swept.undone {
         say(undo);
     }
-    say(format_args!("swept what {} dead instances had left", swept.instances.len()));
+    match swept.instances.len() {
+        0 => say("no dead instance has left anything"),
+        1 => say("swept what a dead instance had left"),
+        count => say(format_args!("swept what {count} dead instances had left")),
+    }
     for failure in &swept.failures {
         complain(&failure.to_string());
     }
     Ok(if swept.failures.is_empty() { 0 } else { UNAVAILABLE })
+}
+
+/// We are the same process as before, without anything that it held.
+fn last_resort(left: Duration) -> Result<u8, Refused> {
+    last_resort::end_within(left)?;
+    // Who reads our words may be what hung.
+    let log = logging::start(LogFormat::Text, LevelFilter::INFO);
+    error!("hapilot hung, and the stop deadline is over: ending HAProxy and giving the host back");
+    last_resort::kill_children();
+    let findings = preflight::look(&Wanted::default());
+    let swept = if findings.facts.can_be_swept() {
+        in_runtime(sweep::sweep(&findings.facts, None)).and_then(|swept| swept)
+    } else {
+        Ok(Swept::default())
+    };
+    match swept {
+        Ok(swept) => swept.failures.iter().for_each(|failure| error!("{failure}")),
+        Err(error) => error!("{error:#}; `hapilot sweep` tries again"),
+    }
+    log.finish();
+    Ok(last_resort::STATUS)
 }
 
 fn version() -> u8 {

@@ -6,12 +6,16 @@
 
 pub mod cli;
 pub mod control;
+pub mod fault;
 pub mod handover;
 pub mod haproxy;
 pub mod host;
 pub mod listeners;
 pub mod logging;
+pub mod operator;
 pub mod problem;
 pub mod process;
 pub mod settings;
 pub mod supervisor;
+pub mod syslog;
+pub mod watch;

@@ -28,7 +28,9 @@ pub const LAST_WORDS: Duration = Duration::from_millis(200);
 #[derive(Debug, Default)]
 struct Waiting {
     bytes: VecDeque<u8>,
+    /// Since somebody was told.
     dropped: u64,
+    dropped_ever: u64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -56,10 +58,17 @@ impl Log {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Lines that were dropped since the start.
+    #[must_use]
+    pub fn dropped_so_far(&self) -> u64 {
+        self.waiting().dropped_ever
+    }
+
     fn push(&self, line: &[u8]) {
         let mut waiting = self.waiting();
         if waiting.bytes.len() + line.len() > MOST_WAITING {
             waiting.dropped += 1;
+            waiting.dropped_ever += 1;
         } else {
             waiting.bytes.extend(line);
         }

@@ -1,15 +1,17 @@
 //! Promise: what is wrong is said clearly and all at once, and nothing was changed.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so by panicking")]
 
-mod lab;
+use crate::lab;
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 
+use std::net::UdpSocket;
+
 use lab::{Finished, Host, haproxy_cfg};
 
 /// Every setting that is wrong, the value, and what the error has to name besides.
-const BAD: [(&str, &str); 20] = [
+const BAD: [(&str, &str); 22] = [
     ("HAPROXY_PORTS", "0"),
     ("HAPROXY_PORTS", "70000"),
     ("HAPROXY_PORTS", "80,,443"),
@@ -30,6 +32,8 @@ const BAD: [(&str, &str); 20] = [
     ("HAPROXY_ON_CRASH", "cry"),
     ("HAPROXY_LOG_FORMAT", "verse"),
     ("HAPROXY_LOG_LEVEL", "loud"),
+    ("HAPROXY_METRICS", "9101"),
+    ("HAPROXY_METRICS", "localhost:9101"),
 ];
 
 fn host() -> (Host, lab::HostState) {
@@ -103,6 +107,10 @@ fn a_setting_that_is_almost_one_of_ours_is_warned_about_by_name() {
     assert!(warning.contains("HAPROXY_PORTS"), "it names the one meant: {warning}");
     assert_eq!(hapilot.log.count("HAPROXY_ELSEWHERE_ENTIRELY"), 0);
     hapilot.stop();
+    // Beside a mistake as well: it may be the same one.
+    let spec = host.container("other").args(&["check"]).config(&config).env("HAPROXY_PORT", "80");
+    let ended = spec.env("HAPROXY_MARK", "x").finish();
+    ended.assert_code(64).assert_says(&["HAPROXY_MARK", "HAPROXY_PORT:", "HAPROXY_PORTS is one"]);
 }
 
 #[test]
@@ -123,4 +131,20 @@ fn a_configuration_that_needs_the_right_is_refused_without_it() {
     let ended = host.container("hapilot").config(&config).without_net_admin().finish();
     ended.assert_code(69).assert_says(&["NET_ADMIN", "haproxy.cfg:"]);
     host.state().assert_same_as(&before);
+}
+
+#[test]
+fn a_syslog_address_that_is_taken_is_named_and_nothing_is_changed() {
+    let (host, before) = host();
+    let config = good(&host);
+    let taken = host.namespace.enter(|| UdpSocket::bind("127.0.0.1:514").unwrap());
+    let spec = host.container("hapilot").config(&config).env("HAPROXY_SYSLOG", "127.0.0.1:514");
+    let ended = spec.finish();
+    ended.assert_code(69).assert_says(&[
+        "HAPROXY_SYSLOG=127.0.0.1:514",
+        "another process",
+        "ss -l",
+    ]);
+    host.state().assert_same_as(&before);
+    drop(taken);
 }

@@ -1,7 +1,7 @@
 //! Promise: each command does what it says, and what is not ours goes to HAProxy or in our place.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so by panicking")]
 
-mod lab;
+use crate::lab;
 
 use lab::network::BALANCER4;
 use lab::{Finished, Host, Lab, get, haproxy_cfg};

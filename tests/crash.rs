@@ -1,13 +1,16 @@
 //! Promise: a crash of HAProxy refuses nobody, and one of hapilot leaves nothing for good.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so by panicking")]
 
-mod lab;
+use crate::lab;
 
 use std::time::{Duration, Instant};
 
 use lab::client::{connect, finish};
 use lab::network::BALANCER4;
-use lab::{HostState, Instance, LONG, Lab, Outcome, Pid, SHORT, get, haproxy_cfg};
+use lab::spec::Spec;
+use lab::{
+    Download, HalfOpen, HostState, Instance, LONG, Lab, Load, Outcome, Pid, SHORT, get, haproxy_cfg,
+};
 use nix::sys::signal::Signal;
 
 fn web() -> String {
@@ -99,9 +102,50 @@ fn five_crashes_in_a_row_back_off_and_still_refuse_nobody() {
         assert_eq!(finish(begun_client, "/", begun).body(), "10.1.0.2");
         assert_eq!(hapilot.status()["crashes"], crash);
     }
-    assert!(pauses.is_sorted(), "each restart comes later than the one before: {pauses:?}");
-    assert!(pauses[4] >= Duration::from_secs(3), "the fifth waits for 4 s: {pauses:?}");
-    assert!(pauses[0] < Duration::from_secs(1), "the first comes at once: {pauses:?}");
+    assert!(pauses[3] >= Duration::from_millis(500), "the fourth waits for 0.5 s: {pauses:?}");
+    assert!(pauses[4] >= Duration::from_secs(1), "the fifth waits for 1 s: {pauses:?}");
+    let at_once = hapilot.log.count("restart_in_ms=0");
+    assert_eq!(at_once, 3, "the first three come at once: {pauses:?}");
+    hapilot.stop();
+    lab.balancer.state().assert_same_as(&before);
+}
+
+/// The connections that HAProxy itself has, not only the kernel.
+fn accepted(lab: &Lab) -> usize {
+    let sockets = lab.balancer.namespace.run("ss -Htane exclude listening sport = :80");
+    let owned = |line: &&str| {
+        line.split_whitespace().any(|word| word.starts_with("ino:") && word != "ino:0")
+    };
+    sockets.lines().filter(owned).count()
+}
+
+/// `scripts/bench killed` makes twenty, over a round trip.
+#[test]
+fn eight_kills_under_load_refuse_nobody_and_cost_only_who_was_inside() {
+    let (lab, mut hapilot, before) = start_with(&[], Pid::One);
+    let load = Load::start(&lab.client, &web());
+    let mut inside = 0;
+    for _ in 0..8 {
+        let half_open = HalfOpen::connect(&lab.client, 80, 10);
+        let current = hapilot.current();
+        let haproxy = hapilot.process_of(&current);
+        // Whoever is inside now is inside when it dies.
+        lab::process::freeze(haproxy);
+        inside += accepted(&lab);
+        lab::process::kill(haproxy, Signal::SIGKILL);
+        for outcome in half_open.finish() {
+            assert_eq!(outcome.body(), "10.1.0.2");
+        }
+        hapilot.await_successor(&current);
+        // One that serves for less than half a second dies in a row with the last one.
+        std::thread::sleep(Duration::from_millis(600));
+    }
+    let tally = load.finish();
+    let died = |outcome: &Outcome| matches!(outcome, Outcome::Reset | Outcome::CutShort(_));
+    assert!(tally.failed.iter().all(died), "{:?}", tally.failed);
+    assert!(tally.failed.len() <= inside, "{} of {inside}: {:?}", tally.failed.len(), tally.failed);
+    assert!(tally.answered > 200, "too few to prove anything: {}", tally.answered);
+    assert_eq!(hapilot.status()["crashes"], 8);
     hapilot.stop();
     lab.balancer.state().assert_same_as(&before);
 }
@@ -183,6 +227,81 @@ fn what_a_killed_hapilot_left_is_gone_after_a_start_and_stop_in_another_containe
     let mut next = spec.start().serving();
     assert_eq!(get(&lab.client, &web(), "/").body(), "10.1.0.2");
     next.stop();
+    lab.balancer.state().assert_same_as(&before);
+}
+
+/// As on a host: whoever starts in its place sees the same files, its own `/run/hapilot` too.
+fn in_the_place_of<'l>(lab: &'l Lab, orphan: u32, pids: &str) -> Spec<'l> {
+    let orphan = orphan.to_string();
+    let spec = lab.balancer.container("hapilot").config(&lab.balancer.path("haproxy.cfg"));
+    let there = ["nsenter", "--target", &orphan, "--mount", "--"];
+    spec.pid(Pid::OfTheHost).env("HAPROXY_PIDS", pids).wrapped(&there)
+}
+
+/// A HAProxy with a download under way, whose hapilot is killed; and its PID.
+fn orphan() -> (Lab, Instance, HostState, Download, u32) {
+    let (lab, mut hapilot, before) = start_with(&[], Pid::OfTheHost);
+    hapilot.reload();
+    let orphan = hapilot.process_of(&hapilot.current());
+    let download = Download::begin(&lab.client, &web(), "/slow");
+    hapilot.signal(Signal::SIGKILL);
+    hapilot.wait(SHORT);
+    (lab, hapilot, before, download, orphan)
+}
+
+#[test]
+fn what_outlives_a_killed_hapilot_on_a_host_is_relieved_by_its_runtime_socket() {
+    let (lab, killed, before, download, orphan) = orphan();
+    let load = Load::start(&lab.client, &web());
+    let half_open = HalfOpen::connect(&lab.client, 80, 10);
+    let mut next = in_the_place_of(&lab, orphan, "auto").start();
+    let status = next.await_status("a take-over is written down", |status| {
+        status["state"] == "serving" && !status["last_takeover"].is_null()
+    });
+    let receipt = &status["last_takeover"];
+    assert_eq!(receipt["predecessors"][0]["name"], format!("HAProxy {orphan}"), "{receipt}");
+    assert_eq!(receipt["predecessors"][0]["rung"], "stats-socket", "{receipt}");
+    assert_eq!(receipt["strategy"], "shared", "{receipt}");
+    assert_eq!(receipt["doubts"], serde_json::json!([]), "{receipt}");
+    for outcome in half_open.finish() {
+        assert_eq!(outcome.body(), "10.1.0.2");
+    }
+    let told = next.log.await_line("of a hapilot that was killed");
+    assert!(told.contains(&format!("HAProxy {orphan} ")) && told.contains("relieved"), "{told}");
+    lab.origin.open_gate();
+    assert!(download.finish().is_answered());
+    next.await_status("it is gone", |status| {
+        status["last_takeover"]["predecessors"][0]["state"] == "gone"
+    });
+    next.reload();
+    let tally = load.finish();
+    assert_eq!(tally.failed, [], "of {}", tally.answered);
+    next.stop();
+    drop(killed);
+    lab.balancer.state().assert_same_as(&before);
+}
+
+/// Also by one who started beside it, and whose own first generation has its runtime socket's name.
+#[test]
+fn who_was_not_asked_to_relieve_it_says_how_and_the_next_one_does() {
+    let (lab, killed, before, download, orphan) = orphan();
+    let mut beside = in_the_place_of(&lab, orphan, "").start().serving();
+    let told = beside.log.await_line(&format!("HAProxy {orphan} of a hapilot that was killed"));
+    for words in ["HAPROXY_PIDS=auto", &format!("kill -USR1 {orphan}")] {
+        assert!(told.contains(words), "{told}");
+    }
+    beside.stop();
+    assert!(lab::process::exists(orphan));
+    let mut next = in_the_place_of(&lab, orphan, "auto").start();
+    next.await_status("it relieves", |status| !status["last_takeover"].is_null());
+    lab.origin.open_gate();
+    assert!(download.finish().is_answered());
+    next.await_status("it is gone", |status| {
+        status["last_takeover"]["predecessors"][0]["state"] == "gone"
+    });
+    assert_eq!(get(&lab.client, &web(), "/").body(), "10.1.0.2");
+    next.stop();
+    drop(killed);
     lab.balancer.state().assert_same_as(&before);
 }
 

@@ -1,7 +1,7 @@
 //! Promise: with nothing set, nothing mounted and no right, the page is served.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so by panicking")]
 
-mod lab;
+use crate::lab;
 
 use lab::network::{BALANCER4, BALANCER6};
 use lab::{Lab, Outcome, get};

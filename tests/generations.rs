@@ -1,14 +1,14 @@
 //! Promise: a replaced generation finishes its sessions, within limits.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so by panicking")]
 
-mod lab;
+use crate::lab;
 
 use std::time::{Duration, Instant};
 
 use lab::haproxy_cfg::proxy;
 use lab::origin::HALF;
 use lab::versions::{await_gone, configure, end, via, web};
-use lab::{Download, HostState, Instance, LONG, Lab, SHORT, generations};
+use lab::{Download, HostState, Instance, LONG, Lab, Load, SHORT, generations};
 use nix::sys::signal::Signal;
 
 fn start_with(settings: &[(&str, &str)]) -> (Lab, Instance, HostState) {
@@ -74,4 +74,56 @@ fn beyond_the_most_generations_the_oldest_draining_one_is_stopped_hard() {
     hapilot.signal(Signal::SIGINT);
     assert_eq!(hapilot.wait(SHORT).code(), Some(0));
     lab.balancer.state().assert_same_as(&before);
+}
+
+/// What a reload could leave behind: in hapilot, in its container, in the kernel.
+#[derive(Debug, PartialEq)]
+struct Left {
+    descriptors: usize,
+    processes: usize,
+    files: Vec<String>,
+    sockets: String,
+}
+
+impl Left {
+    /// Once all but the serving generation are gone.
+    fn by(lab: &Lab, hapilot: &mut Instance) -> Self {
+        hapilot.await_status("one generation", |status| {
+            status["state"] == "serving" && status["generations"].as_array().unwrap().len() == 1
+        });
+        let numbered = |entry: std::io::Result<std::fs::DirEntry>| {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            name.replace(|c: char| c.is_ascii_digit(), "")
+        };
+        let mut files: Vec<_> =
+            std::fs::read_dir(hapilot.run_directory()).unwrap().map(numbered).collect();
+        files.sort();
+        let sockets = lab.balancer.namespace.run("ss -Htuln");
+        Self {
+            descriptors: lab::process::descriptors(hapilot.pid()),
+            processes: hapilot.processes().len(),
+            files,
+            sockets,
+        }
+    }
+}
+
+/// `scripts/bench thousand` makes a thousand.
+#[test]
+fn sixty_reloads_in_a_row_under_load_leave_nothing_behind() {
+    const MORE_MEMORY_KIB: u64 = 1024;
+    let (lab, mut hapilot, before) = start_with(&[]);
+    let load = Load::start(&lab.client, &web());
+    // what is allocated once is there
+    (0..5).for_each(|_| hapilot.reload());
+    let (left, memory) = (Left::by(&lab, &mut hapilot), lab::process::memory_kib(hapilot.pid()));
+    for _ in 0..60 {
+        hapilot.reload();
+    }
+    assert_eq!(Left::by(&lab, &mut hapilot), left);
+    let more = lab::process::memory_kib(hapilot.pid()).saturating_sub(memory);
+    assert!(more <= MORE_MEMORY_KIB, "{more} KiB more than {memory}");
+    let tally = load.finish();
+    assert_eq!(tally.failed, [], "{} were answered", tally.answered);
+    end(&lab, hapilot, &before);
 }

@@ -11,12 +11,14 @@ use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use hapilot::host::applied::{Applied, Kernel};
+use hapilot::host::backend::{Backend, Firewall};
 use hapilot::host::lease::{self, Lease, SetupLock};
 use hapilot::host::linux::Linux;
 use hapilot::host::mark::{FwMark, Intercept, Port, TableId};
 use hapilot::host::plan::Plan;
 use hapilot::host::preflight::{self, Facts};
 use hapilot::host::step::{Family, Program};
+
 use hapilot::host::{Host, Wanted, plan_for, sweep};
 use nix::sched::{CloneFlags, unshare};
 
@@ -74,7 +76,9 @@ fn state() -> State {
 /// Without counters, dates, and the built-in tables that asking iptables anything creates.
 fn stable(command: &str, text: &str) -> String {
     if command.starts_with("nft") {
-        return without_empty_nft_tables(text);
+        // Of a table that has an owner.
+        let line = |line: &str| line.split(" # progname").next().unwrap().to_owned() + "\n";
+        return without_empty_nft_tables(&text.lines().map(line).collect::<String>());
     }
     if !command.ends_with("-save") {
         return text.into();
@@ -159,8 +163,12 @@ fn facts() -> Facts {
     findings.facts
 }
 
-fn facts_for(program: Program) -> Facts {
-    Facts { program: Some(program), ..facts() }
+const NFT: Backend = Backend::Iptables(Program::Nft);
+const LEGACY: Backend = Backend::Iptables(Program::Legacy);
+const NFTABLES: Backend = Backend::Nftables;
+
+fn facts_for(backend: Backend) -> Facts {
+    Facts { backend: Some(backend), ..facts() }
 }
 
 fn soon() -> Instant {
@@ -173,28 +181,37 @@ async fn set_up(facts: &Facts) -> (Lease, Host) {
     (lease, host)
 }
 
-async fn the_state_is_the_same_after(program: Program, others: &str) {
+async fn the_state_is_the_same_after(backend: Backend, others: &str) {
     someone_elses(others);
     let before = state();
-    let facts = facts_for(program);
+    let facts = facts_for(backend);
     let (_lease, mut host) = set_up(&facts).await;
     host.intercept_on().await.unwrap();
     host.intercept_on().await.unwrap();
     let meanwhile = state();
-    let save = &meanwhile[program.save_command(Family::V4)];
-    assert_eq!(save.matches("-A PREROUTING ! -i lo -p tcp -j HAPILOT-").count(), 1, "{save}");
-    assert_eq!(save.matches("-m socket --transparent -j HAPILOT-").count(), 1, "{save}");
+    let (dump, diverts, intercepts, items) = match backend {
+        Backend::Iptables(program) => (
+            program.save_command(Family::V4),
+            "-m socket --transparent -j HAPILOT-",
+            "-A PREROUTING ! -i lo -p tcp -j HAPILOT-",
+            14,
+        ),
+        Backend::Nftables => ("nft -s list ruleset", "socket transparent 1", "tproxy to :8080", 9),
+    };
+    let save = &meanwhile[dump];
+    assert_eq!(save.matches(diverts).count(), 1, "{save}");
+    assert_eq!(save.matches(intercepts).count(), 1, "{save}");
     let route = run("ip route get 203.0.113.9 mark 0x10000000");
     assert!(route.starts_with("local 203.0.113.9 dev lo table 29002"), "{route}");
     let route = run("ip -6 route get 2001:db8::9 mark 0x10000000");
     assert!(route.contains("dev lo") && route.contains("29002"), "{route}");
     assert_eq!(meanwhile["cat /proc/sys/net/ipv4/ip_nonlocal_bind"], "1\n");
     assert_eq!(meanwhile["cat /proc/sys/net/ipv6/ip_nonlocal_bind"], "1\n");
-    assert_eq!(host.owned().len(), 14, "{:#?}", host.owned());
+    assert_eq!(host.owned().len(), items, "{:#?}", host.owned());
     host.intercept_off(soon()).await.unwrap();
     host.intercept_off(soon()).await.unwrap();
-    let save = run(program.save_command(Family::V4));
-    assert!(!save.contains("! -i lo"), "{save}");
+    let save = run(dump);
+    assert!(!save.contains(intercepts), "{save}");
     host.tear_down(soon()).await.unwrap();
     assert!(host.owned().is_empty());
     assert_same(&before, &state());
@@ -202,12 +219,17 @@ async fn the_state_is_the_same_after(program: Program, others: &str) {
 
 #[test]
 fn nft_the_state_after_is_the_state_before() {
-    in_netns(|| the_state_is_the_same_after(Program::Nft, "iptables-nft"));
+    in_netns(|| the_state_is_the_same_after(NFT, "iptables-nft"));
 }
 
 #[test]
 fn legacy_the_state_after_is_the_state_before() {
-    in_netns(|| the_state_is_the_same_after(Program::Legacy, "iptables-legacy"));
+    in_netns(|| the_state_is_the_same_after(LEGACY, "iptables-legacy"));
+}
+
+#[test]
+fn nftables_the_state_after_is_the_state_before() {
+    in_netns(|| the_state_is_the_same_after(NFTABLES, "iptables-nft"));
 }
 
 #[test]
@@ -226,10 +248,8 @@ fn the_undo_commands_that_status_shows_really_clean_the_host() {
     });
 }
 
-#[test]
-fn the_plans_commands_do_by_hand_what_set_up_does() {
-    in_netns(|| async {
-        let facts = facts();
+async fn by_hand_as_by_set_up(facts: Facts) {
+    {
         let lease = Host::take_lease().unwrap();
         let before = state();
         let plan = plan_for(lease.instance(), &wanted(), &facts).await.unwrap();
@@ -249,17 +269,35 @@ fn the_plans_commands_do_by_hand_what_set_up_does() {
         }
         let mut host = Host::set_up(lease.instance(), &wanted(), &facts).await.unwrap();
         host.intercept_on().await.unwrap();
-        // nft lists chains in the order in which they were made, the built-in ones included.
-        by_hand.remove("nft -s list ruleset");
-        assert_same(&by_hand, &state());
+        let mut set_up = state();
+        if facts.backend == Some(NFTABLES) {
+            // By hand nobody can own a table.
+            let list = set_up.get_mut("nft -s list ruleset").unwrap();
+            assert_eq!(list.matches("flags owner\n").count(), 1, "{list}");
+            *list = list.replace("flags owner\n", "");
+        } else {
+            // nft lists chains in the order in which they were made, the built-in ones included.
+            by_hand.remove("nft -s list ruleset");
+        }
+        assert_same(&by_hand, &set_up);
         host.tear_down(soon()).await.unwrap();
         assert_same(&before, &state());
-    });
+    }
 }
 
-async fn two_instances(program: Program) {
+#[test]
+fn the_plans_commands_do_by_hand_what_set_up_does() {
+    in_netns(|| async { by_hand_as_by_set_up(facts()).await });
+}
+
+#[test]
+fn nftables_the_plans_commands_do_by_hand_what_set_up_does() {
+    in_netns(|| async { by_hand_as_by_set_up(facts_for(NFTABLES)).await });
+}
+
+async fn two_instances(backend: Backend) {
     let before = state();
-    let facts = facts_for(program);
+    let facts = facts_for(backend);
     let (first_lease, mut first) = set_up(&facts).await;
     let only_first = state();
     let (second_lease, mut second) = set_up(&facts).await;
@@ -285,12 +323,17 @@ async fn two_instances(program: Program) {
 
 #[test]
 fn nft_of_two_instances_either_leaves_the_other_whole_and_the_last_restores_the_sysctls() {
-    in_netns(|| two_instances(Program::Nft));
+    in_netns(|| two_instances(NFT));
 }
 
 #[test]
 fn legacy_of_two_instances_either_leaves_the_other_whole_and_the_last_restores_the_sysctls() {
-    in_netns(|| two_instances(Program::Legacy));
+    in_netns(|| two_instances(LEGACY));
+}
+
+#[test]
+fn nftables_of_two_instances_either_leaves_the_other_whole_and_the_last_restores_the_sysctls() {
+    in_netns(|| two_instances(NFTABLES));
 }
 
 #[test]
@@ -340,9 +383,9 @@ fn a_sysctl_that_was_one_stays_one() {
 }
 
 /// What a kill leaves after each number of steps, the sweep removes.
-async fn swept_at_every_step(program: Program, others: &str) {
+async fn swept_at_every_step(backend: Backend, others: &str) {
     someone_elses(others);
-    let facts = facts_for(program);
+    let facts = facts_for(backend);
     let before = state();
     let lease = Host::take_lease().unwrap();
     let steps = plan_for(lease.instance(), &wanted(), &facts).await.unwrap();
@@ -357,7 +400,13 @@ async fn swept_at_every_step(program: Program, others: &str) {
         assert!(sweep::sweep(&facts, None).await.unwrap().undone.is_empty(), "it lives");
         assert_same(&left, &state());
         let instance = lease.instance();
+        drop(kernel);
         kill(lease, None);
+        if backend == NFTABLES {
+            let rules = run("nft list ruleset");
+            assert!(!rules.contains("flags owner") && !rules.contains("socket"), "{rules}");
+        }
+        let left = state();
         let told = sweep::dry_run(&facts, None).await.unwrap();
         assert_same(&left, &state());
         let swept = sweep::sweep(&facts, None).await.unwrap();
@@ -371,19 +420,22 @@ async fn swept_at_every_step(program: Program, others: &str) {
 
 #[test]
 fn nft_what_a_kill_leaves_at_any_step_is_swept() {
-    in_netns(|| swept_at_every_step(Program::Nft, "iptables-nft"));
+    in_netns(|| swept_at_every_step(NFT, "iptables-nft"));
 }
 
 #[test]
 fn legacy_what_a_kill_leaves_at_any_step_is_swept() {
-    in_netns(|| swept_at_every_step(Program::Legacy, "iptables-legacy"));
+    in_netns(|| swept_at_every_step(LEGACY, "iptables-legacy"));
+}
+
+#[test]
+fn nftables_what_a_kill_leaves_at_any_step_is_swept() {
+    in_netns(|| swept_at_every_step(NFTABLES, "iptables-nft"));
 }
 
 /// What a kill leaves after each number of undos, the sweep removes.
-#[test]
-fn what_a_kill_leaves_in_the_middle_of_a_tear_down_is_swept() {
-    in_netns(|| async {
-        let facts = facts();
+async fn swept_in_the_middle_of_a_tear_down(facts: Facts) {
+    {
         let before = state();
         for killed_after in 0..14 {
             let lease = Host::take_lease().unwrap();
@@ -397,23 +449,36 @@ fn what_a_kill_leaves_in_the_middle_of_a_tear_down_is_swept() {
             for undo in undos.into_iter().rev().take(killed_after) {
                 kernel.undo(&undo).await.unwrap();
             }
+            drop(kernel);
             kill(lease, None);
             let swept = sweep::sweep(&facts, None).await.unwrap();
             assert!(swept.failures.is_empty(), "{:?}", swept.failures);
             assert_same(&before, &state());
         }
-    });
+    }
 }
 
 #[test]
-fn a_dead_instance_of_the_other_program_is_swept_too() {
+fn what_a_kill_leaves_in_the_middle_of_a_tear_down_is_swept() {
+    in_netns(|| async { swept_in_the_middle_of_a_tear_down(facts()).await });
+}
+
+#[test]
+fn nftables_what_a_kill_leaves_in_the_middle_of_a_tear_down_is_swept() {
+    in_netns(|| async { swept_in_the_middle_of_a_tear_down(facts_for(NFTABLES)).await });
+}
+
+#[test]
+fn a_dead_instance_of_another_firewall_is_swept_too() {
     in_netns(|| async {
         let before = state();
-        let (lease, host) = set_up(&facts_for(Program::Legacy)).await;
-        kill(lease, Some(host));
-        let swept = sweep::sweep(&facts_for(Program::Nft), None).await.unwrap();
-        assert_eq!(swept.instances.len(), 1);
-        assert_same(&before, &state());
+        for (dead, sweeper) in [(LEGACY, NFT), (NFTABLES, NFT), (NFT, NFTABLES)] {
+            let (lease, host) = set_up(&facts_for(dead)).await;
+            kill(lease, Some(host));
+            let swept = sweep::sweep(&facts_for(sweeper), None).await.unwrap();
+            assert_eq!(swept.instances.len(), 1, "{dead}");
+            assert_same(&before, &state());
+        }
     });
 }
 
@@ -459,12 +524,12 @@ fn the_sysctls_of_a_dead_instance_stay_while_a_living_one_needs_them() {
 #[test]
 fn legacy_is_chosen_only_where_the_hosts_rules_are() {
     in_netns(|| async {
-        assert_eq!(facts().program, Some(Program::Nft));
+        assert_eq!(facts().backend, Some(NFT));
         run("iptables-legacy -A INPUT -p tcp --dport 9 -j ACCEPT");
         let facts = facts();
-        assert_eq!(facts.program, Some(Program::Legacy), "{}", facts.why);
+        assert_eq!(facts.backend, Some(LEGACY), "{}", facts.why);
         run("iptables-nft -A INPUT -p tcp --dport 9 -j ACCEPT");
-        assert_eq!(self::facts().program, Some(Program::Nft));
+        assert_eq!(self::facts().backend, Some(NFT));
     });
 }
 
@@ -509,7 +574,10 @@ fn the_set_up_lock_is_waited_for_and_the_wait_has_an_end() {
     in_netns(|| async {
         let held = SetupLock::take(Duration::from_secs(1)).await.unwrap();
         let error = SetupLock::take(Duration::from_millis(50)).await.unwrap_err();
-        assert!(format!("{error:#}").contains("another hapilot"), "{error:#}");
+        let said = format!("{error:#}");
+        assert!(said.contains("another hapilot"), "{said}");
+        // Root is believed, and named.
+        assert!(said.contains(&format!("process {} ", std::process::id())), "{said}");
         let (second, ()) = tokio::join!(SetupLock::take(Duration::from_secs(10)), async {
             tokio::task::yield_now().await;
             drop(held);
@@ -606,14 +674,14 @@ fn without_the_capability_that_alone_is_told_with_its_flag() {
         let findings = preflight::look(&wanted());
         assert_eq!(findings.transparent.len(), 1, "{:?}", findings.transparent);
         assert!(findings.transparent[0].mend.contains("--cap-add=NET_ADMIN"));
-        assert_eq!((findings.problems, findings.facts.program), (vec![], None));
+        assert_eq!((findings.problems, findings.facts.backend), (vec![], None));
     });
 }
 
 #[test]
 fn a_held_lock_of_the_legacy_program_ends_in_an_error_that_says_so() {
     in_netns(|| async {
-        let facts = facts_for(Program::Legacy);
+        let facts = facts_for(LEGACY);
         let before = state();
         let (_lease, mut host) = set_up(&facts).await;
         // The lock is every test's: held for as short as can be, while one call waits for it.
@@ -636,24 +704,23 @@ fn a_held_lock_of_the_legacy_program_ends_in_an_error_that_says_so() {
 
 async fn put_back_after_a_flush(program: Program) {
     let before = state();
-    let (_lease, mut host) = set_up(&facts_for(program)).await;
+    let (_lease, mut host) = set_up(&facts_for(Backend::Iptables(program))).await;
     host.intercept_on().await.unwrap();
     let mut whole = state();
     // nft lists chains in the order in which they were made.
     whole.remove("nft -s list ruleset");
-    assert_eq!(host.put_back(soon()).await.unwrap(), []);
+    assert_eq!(host.put_back(soon()).await.unwrap(), Vec::<String>::new());
     assert_same(&whole, &state());
     let v4 = program.command(Family::V4);
-    for damage in [
-        format!("{v4} -t mangle -F PREROUTING"),
-        format!("{v4} -t mangle -F; {v4} -t mangle -X"),
-        format!("{v4} -t mangle -D PREROUTING 1"),
-        "ip rule del priority 170; ip -6 route flush table 29000".into(),
+    for (damage, items) in [
+        (format!("{v4} -t mangle -F PREROUTING"), 2),
+        (format!("{v4} -t mangle -F; {v4} -t mangle -X"), 4),
+        (format!("{v4} -t mangle -D PREROUTING 1"), 1),
+        ("ip rule del priority 170; ip -6 route flush table 29000".into(), 2),
     ] {
         run(&damage);
-        let broken = host.put_back(soon()).await.unwrap();
-        let expected = usize::from(damage.contains("mangle"));
-        assert_eq!(broken.len(), expected, "{damage}: {broken:?}");
+        let gone = host.put_back(soon()).await.unwrap();
+        assert_eq!(gone.len(), items, "{damage}: {gone:?}");
         assert_same(&whole, &state());
     }
     host.tear_down(soon()).await.unwrap();
@@ -671,6 +738,78 @@ fn legacy_what_somebody_flushed_is_put_back() {
 }
 
 #[test]
+fn nftables_what_somebody_flushed_is_put_back() {
+    in_netns(|| async {
+        let before = state();
+        let (_lease, mut host) = set_up(&facts_for(NFTABLES)).await;
+        host.intercept_on().await.unwrap();
+        let mut whole = state();
+        // nft lists tables in the order in which they were made.
+        let tables = whole.remove("nft -s list ruleset").unwrap();
+        run("nft flush ruleset; ip rule del priority 170; ip -6 route flush table 29000");
+        let flushed = run("nft list ruleset");
+        assert!(flushed.contains("flags owner") && !flushed.contains("-RECORD"), "{flushed}");
+        let broken = host.put_back(soon()).await.unwrap();
+        assert!(broken[0].contains("-RECORD"), "{broken:?}");
+        assert_same(&whole, &state());
+        let record = tables.lines().find(|line| line.contains("hapilot:")).unwrap();
+        assert!(run("nft list ruleset").contains(record));
+        assert_eq!(host.put_back(soon()).await.unwrap(), Vec::<String>::new());
+        host.tear_down(soon()).await.unwrap();
+        assert_same(&before, &state());
+    });
+}
+
+#[test]
+fn nftables_nobody_but_us_can_change_our_table() {
+    in_netns(|| async {
+        let (_lease, mut host) = set_up(&facts_for(NFTABLES)).await;
+        let table = run("nft list tables | grep -v RECORD").trim().to_owned();
+        for line in [
+            format!("nft delete {table}"),
+            format!("nft flush {table}"),
+            format!("nft {} prerouting accept", table.replace("table", "add rule")),
+        ] {
+            let status = std::process::Command::new("sh").args(["-c", &line]).output().unwrap();
+            assert!(!status.status.success(), "{line}");
+        }
+        host.tear_down(soon()).await.unwrap();
+    });
+}
+
+fn look_with(firewall: Firewall) -> preflight::Findings {
+    preflight::look(&Wanted { firewall, ..wanted() })
+}
+
+#[test]
+fn nftables_is_taken_when_it_is_asked_for_and_preflight_leaves_no_trace_of_its_trial() {
+    in_netns(|| async {
+        let before = state();
+        let findings = look_with(Firewall::Nftables);
+        assert_eq!((findings.transparent, findings.warnings), (vec![], vec![]));
+        assert_eq!(findings.facts.backend, Some(NFTABLES));
+        assert_eq!(look_with(Firewall::Iptables).facts.backend, Some(NFT));
+        assert_same(&before, &state());
+    });
+}
+
+#[test]
+fn nftables_for_ipv4_alone_touches_nothing_of_ipv6() {
+    in_netns(|| async {
+        run("echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6");
+        let before = state();
+        let findings = look_with(Firewall::Nftables);
+        assert_eq!(findings.facts.families, [Family::V4]);
+        assert_eq!(findings.warnings.len(), 1, "{:?}", findings.warnings);
+        let (_lease, mut host) = set_up(&findings.facts).await;
+        let rules = run("nft list ruleset");
+        assert_eq!(rules.matches("meta nfproto ipv4").count(), 3, "{rules}");
+        host.tear_down(soon()).await.unwrap();
+        assert_same(&before, &state());
+    });
+}
+
+#[test]
 fn the_one_capability_is_enough() {
     in_netns(|| async {
         use rustix::thread::{CapabilitySet, CapabilitySets};
@@ -684,7 +823,7 @@ fn the_one_capability_is_enough() {
         rustix::thread::set_capabilities(None, sets).unwrap();
         let granted = run("grep CapEff: /proc/self/status");
         assert_eq!(granted.split_whitespace().last(), Some("0000000000001000"));
-        let facts = facts_for(Program::Nft);
+        let facts = facts_for(NFT);
         let (_lease, mut host) = set_up(&facts).await;
         host.intercept_on().await.unwrap();
         assert_eq!(host.owned().len(), 14, "{:#?}", host.owned());

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use hapilot::host::backend::Backend;
 use hapilot::host::iptables::Iptables;
 use hapilot::host::preflight::{self, Facts};
 use hapilot::host::step::{Family, Place, Program};
@@ -39,7 +40,8 @@ fn fakes() -> &'static PathBuf {
                  if [ -s $d/hang ]; then case \"$*\" in *\"$(cat $d/hang)\"*) sleep 987; exit 0;; esac; fi\n\
                  if [ -s $d/refuse ]; then case \"$*\" in *\"$(cat $d/refuse)\"*) echo no such luck >&2; exit 4;; esac; fi\n\
                  {} \"$@\" || exit $?\n\
-                 if [ -s $d/late ]; then case \"$*\" in *\"$(cat $d/late)\"*) sleep 987;; esac; fi\n",
+                 if [ -s $d/late ]; then case \"$*\" in *\"$(cat $d/late)\"*) sleep 987;; esac; fi\n\
+                 if [ -s $d/die ]; then case \"$*\" in *\"$(cat $d/die)\"*) kill -9 $$;; esac; fi\n",
                 directory.display(),
                 real.display()
             );
@@ -70,6 +72,7 @@ where
     tell("hang", "");
     tell("refuse", "");
     tell("late", "");
+    tell("die", "");
     let result = in_own_namespace(test);
     drop(turn);
     if let Err(panic) = result {
@@ -90,7 +93,7 @@ fn rules() -> Vec<String> {
 fn facts() -> Facts {
     let findings = preflight::look(&Wanted::default());
     assert_eq!(findings.transparent, [], "this host cannot run the test");
-    assert_eq!(findings.facts.program, Some(Program::Nft));
+    assert_eq!(findings.facts.backend, Some(Backend::Iptables(Program::Nft)));
     findings.facts
 }
 
@@ -144,22 +147,25 @@ fn a_set_up_whose_last_step_hangs_is_rolled_back() {
 }
 
 #[test]
-fn what_a_program_did_before_it_hung_is_taken_back_too() {
+fn what_a_program_did_before_it_hung_or_was_killed_is_taken_back_too() {
     in_netns(|| async {
         let facts = facts();
         let before = rules();
-        for arguments in ["-A PREROUTING", "--noflush"] {
-            tell("late", arguments);
+        let each = ["late", "die"]
+            .into_iter()
+            .flat_map(|how| [(how, "-A PREROUTING"), (how, "--noflush")]);
+        for (how, arguments) in each {
+            tell(how, arguments);
             let lease = Host::take_lease().unwrap();
             let error = Host::set_up(lease.instance(), &Wanted::default(), &facts).await.err();
-            tell("late", "");
+            tell(how, "");
             // What one transaction did not do in time, single commands do.
             assert_eq!(error.is_some(), arguments == "-A PREROUTING", "{error:?}");
             if error.is_none() {
                 kill(lease, None);
                 sweep::sweep(&facts, None).await.unwrap();
             }
-            assert_eq!(before, rules(), "{arguments}");
+            assert_eq!(before, rules(), "{how} {arguments}");
             assert!(!run("iptables-nft -t mangle -S").contains("HAPILOT"));
             nobody_sleeps();
         }

@@ -3,7 +3,7 @@
 //! A test that passes because its lab is blind is worse than none.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so by panicking")]
 
-mod lab;
+use crate::lab;
 
 use std::process::{Child, Command, Stdio};
 

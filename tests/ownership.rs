@@ -1,15 +1,20 @@
 //! Promise: nobody else is touched, and instances on one host never undo each other.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so by panicking")]
 
-mod lab;
+use crate::lab;
 
 use lab::network::{BALANCER4, BALANCER6, CLIENT4, CLIENT6};
 use lab::{Host, HostState, Instance, Lab, get, haproxy_cfg};
 
 fn start(lab: &Lab, name: &str, port: u16) -> Instance {
+    start_with(lab, name, port, "auto")
+}
+
+fn start_with(lab: &Lab, name: &str, port: u16, firewall: &str) -> Instance {
     let config = haproxy_cfg::transparent(&format!(":{port}"), &format!(":::{port} v6only"));
     let config = lab.balancer.write(&format!("{name}.cfg"), &config);
-    lab.balancer.container(name).config(&config).start().serving()
+    let spec = lab.balancer.container(name).config(&config);
+    spec.env("HAPROXY_FIREWALL", firewall).start().serving()
 }
 
 fn assert_transparent(lab: &Lab, port: u16) {
@@ -63,6 +68,22 @@ fn the_younger_of_two_instances_stops_and_the_older_goes_on() {
 }
 
 #[test]
+fn an_instance_of_nftables_and_one_of_iptables_may_stop_in_either_order() {
+    for order in [["iptables", "nftables"], ["nftables", "iptables"], ["nftables", "nftables"]] {
+        let lab = Lab::new();
+        let before = lab.balancer.state();
+        let mut first = start_with(&lab, "one", 80, order[0]);
+        let mut second = start_with(&lab, "two", 81, order[1]);
+        assert_transparent(&lab, 80);
+        assert_transparent(&lab, 81);
+        first.stop();
+        assert_transparent(&lab, 81);
+        second.stop();
+        lab.balancer.state().assert_same_as(&before);
+    }
+}
+
+#[test]
 fn an_instance_that_starts_or_sweeps_leaves_the_living_alone() {
     let lab = Lab::new();
     let one = start(&lab, "one", 80);
@@ -99,15 +120,17 @@ fn what_someone_else_had_before_is_still_there_after() {
         lab.balancer.namespace.run(line);
     }
     let before = lab.balancer.state();
-    let mut hapilot = start(&lab, "hapilot", 80);
-    assert_transparent(&lab, 80);
-    let difference = lab.balancer.state().difference(&before);
-    assert!(
-        !difference.lines().any(|line| line.starts_with("  - ") && !line.contains("/proc/sys")),
-        "something was there and is gone:\n{difference}"
-    );
-    hapilot.stop();
-    lab.balancer.state().assert_same_as(&before);
+    for firewall in ["iptables", "nftables"] {
+        let mut hapilot = start_with(&lab, "hapilot", 80, firewall);
+        assert_transparent(&lab, 80);
+        let difference = lab.balancer.state().difference(&before);
+        assert!(
+            !difference.lines().any(|line| line.starts_with("  - ") && !line.contains("/proc/sys")),
+            "something was there and is gone:\n{difference}"
+        );
+        hapilot.stop();
+        lab.balancer.state().assert_same_as(&before);
+    }
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -186,4 +209,98 @@ fn a_sweep_where_nothing_is_left_changes_nothing() {
     let before = host.state();
     host.container("broom").args(&["sweep"]).finish().assert_code(0);
     host.state().assert_same_as(&before);
+}
+
+/// Docker's own bridge with a published port, kube-proxy's marks, and a VPN's: as they look on hosts.
+const NEIGHBOURS: [&str; 22] = [
+    "-t nat -N DOCKER",
+    "-t nat -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER",
+    "-t nat -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE",
+    "-t nat -A DOCKER ! -i docker0 -p tcp --dport 8081 -j DNAT --to-destination 172.17.0.2:80",
+    "-N DOCKER-USER",
+    "-N DOCKER",
+    "-A FORWARD -j DOCKER-USER",
+    "-A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+    "-A FORWARD -o docker0 -j DOCKER",
+    "-A DOCKER -d 172.17.0.2/32 ! -i docker0 -o docker0 -p tcp --dport 80 -j ACCEPT",
+    "-t mangle -N KUBE-KUBELET-CANARY",
+    "-t nat -N KUBE-MARK-MASQ",
+    "-t nat -N KUBE-POSTROUTING",
+    "-t nat -A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000",
+    "-t nat -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN",
+    "-t nat -A KUBE-POSTROUTING -j MARK --set-xmark 0x4000/0x0",
+    "-t nat -A POSTROUTING -j KUBE-POSTROUTING",
+    "-N KUBE-FIREWALL",
+    "-A KUBE-FIREWALL -m mark --mark 0x8000/0x8000 -j DROP",
+    "-A INPUT -j KUBE-FIREWALL",
+    "-t mangle -A PREROUTING -i eth7 -j MARK --set-xmark 0x10000000/0x10000000",
+    "-t mangle -A PREROUTING -i eth8 -j CONNMARK --restore-mark --nfmask 0xff0000 --ctmask 0xff0000",
+];
+
+/// `program` is who wrote what is there already; keepalived owns `ip_nonlocal_bind`.
+fn assert_neighbours_stay(program: &str, firewall: &str) {
+    let lab = Lab::new();
+    let host = &lab.balancer.namespace;
+    for line in NEIGHBOURS {
+        host.run(&format!("{program} -w {line}"));
+    }
+    host.run("ip rule add fwmark 0x80000/0xff0000 lookup 52 priority 5230");
+    host.run("ip rule add fwmark 0x20000000/0x20000000 lookup 29000 priority 170");
+    host.set_sysctl("net.ipv4.ip_nonlocal_bind", "1");
+    let before = lab.balancer.state();
+    let sweep = |arguments: &[&str]| {
+        let swept = lab.balancer.container("broom").args(arguments).finish();
+        swept.assert_code(0);
+        swept.text
+    };
+
+    let mut one = start_with(&lab, "one", 80, firewall);
+    let mut two = start_with(&lab, "two", 81, firewall);
+    let both = lab.balancer.state();
+    let difference = both.difference(&before);
+    let gone =
+        |line: &&str| line.starts_with("  - ") && !line.contains("net/ipv6/ip_nonlocal_bind");
+    assert_eq!(difference.lines().find(gone), None, "{difference}");
+    for line in difference.lines().filter(|line| line.contains("fwmark")) {
+        let taken = ["0x10000000/", "0x20000000/", "lookup 29000 ", "170:"];
+        assert!(!taken.iter().any(|taken| line.contains(taken)), "somebody else's: {line}");
+    }
+
+    let mut dead = start_with(&lab, "dead", 82, firewall);
+    let name = dead.status()["instance"].as_str().unwrap().to_owned();
+    dead.signal(nix::sys::signal::Signal::SIGKILL);
+    dead.wait(lab::SHORT);
+    drop(dead);
+    let left = lab.balancer.state();
+    assert!(left.difference(&both).contains(&name), "else there is nothing to sweep");
+    let told = sweep(&["sweep", "--dry-run"]);
+    lab.balancer.state().assert_same_as(&left);
+    let swept = sweep(&["sweep"]);
+    for line in told.lines() {
+        assert!(swept.contains(line), "told, but not done: {line}\n{swept}");
+    }
+    lab.balancer.state().assert_same_as(&both);
+    assert_transparent(&lab, 80);
+    assert_transparent(&lab, 81);
+
+    one.reload();
+    one.stop();
+    assert_transparent(&lab, 81);
+    two.stop();
+    lab.balancer.state().assert_same_as(&before);
+}
+
+#[test]
+fn nft_neighbours_stay_and_a_sweep_takes_what_the_dead_left_and_nothing_of_the_living() {
+    assert_neighbours_stay("iptables-nft", "iptables");
+}
+
+#[test]
+fn legacy_neighbours_stay_and_a_sweep_takes_what_the_dead_left_and_nothing_of_the_living() {
+    assert_neighbours_stay("iptables-legacy", "iptables");
+}
+
+#[test]
+fn nftables_neighbours_stay_and_a_sweep_takes_what_the_dead_left_and_nothing_of_the_living() {
+    assert_neighbours_stay("iptables-nft", "nftables");
 }

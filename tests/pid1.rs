@@ -1,7 +1,7 @@
 //! Promise: hapilot is a good first process, and its exit status says what happened.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so by panicking")]
 
-mod lab;
+use crate::lab;
 
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
@@ -132,6 +132,32 @@ fn beside_the_hosts_processes_it_adopts_and_reaps_what_haproxy_leaves() {
     assert_eq!(get(&lab.client, &format!("{BALANCER4}:80"), "/").body(), "10.2.0.1");
     hapilot.stop();
     assert_eq!(hapilot.processes(), Vec::<u32>::new());
+}
+
+#[test]
+fn below_a_shell_it_says_what_that_keeps_from_it_and_reaps_what_haproxy_leaves() {
+    let lab = Lab::new();
+    let config = lab.balancer.write("haproxy.cfg", &haproxy_cfg::proxy(":80", "v1"));
+    let spec = lab.balancer.container("hapilot").config(&config);
+    // With a command behind it the shell does not become hapilot.
+    let spec = spec.wrapped(&["sh", "-c", "\"$@\"; exit $?", "-"]);
+    let spec = spec.env("PATH", &haproxy_that_leaves_an_orphan(&lab));
+    let mut container = spec.start().serving();
+    assert_eq!(lab::process::inner_pid(container.pid()), Some(1));
+    let told = container.log.await_line("the container's first process");
+    assert!(told.contains("passes no signal on") && told.contains("exec"), "{told}");
+    let find = |name: &str| {
+        let mut all = container.processes().into_iter();
+        all.find(|pid| lab::process::name(*pid).as_deref() == Some(name))
+    };
+    let hapilot = find("hapilot").unwrap();
+    let orphan = until(SHORT, "hapilot has adopted the orphan", || {
+        find("sleep").filter(|pid| lab::process::field(*pid, "PPid") == Some(hapilot.to_string()))
+    });
+    lab::process::kill(orphan, Signal::SIGKILL);
+    await_reaped(orphan);
+    lab::process::kill(hapilot, Signal::SIGTERM);
+    assert_eq!(container.wait(SHORT).code(), Some(0), "{}", container.log.text());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Promise: a reload costs nobody a connection, and one that is refused costs nothing at all.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so by panicking")]
 
-mod lab;
+use crate::lab;
 
 use std::time::Duration;
 
@@ -9,7 +9,9 @@ use lab::client::get_within;
 use lab::haproxy_cfg::{BROKEN, BROKEN_WORD, proxy};
 use lab::network::{BALANCER4, CLIENT4};
 use lab::versions::{await_gone, configure, end, via, web};
-use lab::{Download, Generation, HalfOpen, HostState, Instance, LONG, Lab, Load, SHORT, until};
+use lab::{
+    Download, Finished, Generation, HalfOpen, HostState, Instance, LONG, Lab, Load, SHORT, until,
+};
 use nix::sys::signal::Signal;
 
 fn start() -> (Lab, Instance, HostState) {
@@ -244,5 +246,11 @@ fn a_reload_leaves_a_receipt_that_tells_what_happened() {
     let refused = hapilot.status()["last_reload"].to_string();
     assert_ne!(taken, refused);
     assert!(refused.contains(BROKEN_WORD), "HAProxy's words are missing in {refused}");
+    let status = hapilot.status();
+    let verdicts = status["reloads"].as_array().unwrap().iter().map(|reload| &reload["verdict"]);
+    assert_eq!(verdicts.collect::<Vec<_>>(), ["refused", "taken"], "the last first");
+    let text = Finished::from(hapilot.command(&["status"])).text;
+    let at = |word| text.find(word).unwrap_or_else(|| panic!("{word} is missing in {text}"));
+    assert!(at("  refused at ") < at("  taken at "), "{text}");
     end(&lab, hapilot, &before);
 }

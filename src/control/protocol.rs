@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::handover::receipt::Receipt;
+use crate::handover::receipt::{Receipt, Verdict};
+use crate::handover::takeover::receipt::Takeover;
 
 pub const SOCKET: &str = "control.sock";
 /// A request is a word; whoever sends more is not one of ours.
@@ -17,6 +18,8 @@ pub enum Request {
     Reload,
     Stop,
     Health,
+    Metrics,
+    Sessions,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -29,6 +32,12 @@ pub enum Answer {
     Health {
         healthy: bool,
         state: String,
+    },
+    Metrics {
+        text: String,
+    },
+    Sessions {
+        generations: Vec<GenerationSessions>,
     },
     Error {
         message: String,
@@ -57,10 +66,49 @@ pub struct GenerationStatus {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionStatus {
+    pub client: String,
+    pub frontend: String,
+    /// `backend/server`, once there is one.
+    pub server: Option<String>,
+    pub age_s: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GenerationSessions {
+    pub generation: GenerationStatus,
+    pub count: usize,
+    /// The oldest first.
+    pub oldest: Vec<SessionStatus>,
+    /// Why they are not known.
+    pub unknown: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListenerStatus {
     pub address: String,
     /// The socket is the very one that the last generation had.
     pub shared: bool,
+}
+
+/// A receipt in a line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadStatus {
+    pub at: String,
+    pub verdict: Verdict,
+    pub told: String,
+}
+
+/// What will be put back if HAProxy dies now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedStatus {
+    pub at: String,
+    /// Servers with a drain, maintenance or weight set by hand.
+    pub servers: usize,
+    /// Of stick tables.
+    pub entries: usize,
+    /// What is not saved, and why.
+    pub left_out: Vec<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -68,14 +116,20 @@ pub struct Status {
     pub instance: String,
     pub version: String,
     pub haproxy_version: String,
-    /// `starting`, `serving`, `reloading`, `recovering`, `stopping`.
+    /// `starting`, `taking-over`, `serving`, `reloading`, `recovering`, `relieved`, `stopping`.
     pub state: String,
     pub paused: bool,
     pub since: String,
     pub generations: Vec<GenerationStatus>,
     pub listeners: Vec<ListenerStatus>,
     pub last_reload: Option<Receipt>,
+    /// The last several, the last first.
+    #[serde(default)]
+    pub reloads: Vec<ReloadStatus>,
+    /// How we relieved others, and how far those are.
+    pub last_takeover: Option<Takeover>,
     pub crashes: u32,
+    pub saved: Option<SavedStatus>,
     pub host: Vec<HostItem>,
 }
 
@@ -96,8 +150,18 @@ impl fmt::Display for Status {
             let shared = if listener.shared { "  (handed over)" } else { "" };
             writeln!(f, "  {}{shared}", listener.address)?;
         }
-        if let Some(receipt) = &self.last_reload {
-            writeln!(f, "last reload: {receipt}")?;
+        heading(f, "reloads, the last first", self.reloads.is_empty())?;
+        for reload in &self.reloads {
+            writeln!(f, "  {}", reload.told)?;
+        }
+        if let Some(takeover) = &self.last_takeover {
+            writeln!(f, "take-over: {takeover}")?;
+        }
+        if let Some(SavedStatus { at, servers, entries, left_out }) = &self.saved {
+            writeln!(f, "saved at {at}: {servers} servers set by hand, {entries} stick entries")?;
+            for left_out in left_out {
+                writeln!(f, "  without {left_out}")?;
+            }
         }
         heading(f, "on the host (and how to remove it by hand)", self.host.is_empty())?;
         for item in &self.host {
@@ -118,10 +182,10 @@ impl fmt::Display for GenerationStatus {
             write!(f, ", pid {pid}")?;
         }
         if let Some(connections) = self.connections {
-            write!(f, ", {connections} connections")?;
+            write!(f, ", {connections} connection{}", if connections == 1 { "" } else { "s" })?;
         }
         if let Some(deadline) = &self.deadline {
-            write!(f, ", ends at {deadline}")?;
+            write!(f, ", cut at {deadline} at the latest")?;
         }
         Ok(())
     }
@@ -133,6 +197,9 @@ impl fmt::Display for Receipt {
         let (from, to) = (number(self.from_generation), number(self.to_generation));
         match &self.reason {
             Some(reason) => write!(f, "refused at {}: {reason}", self.at)?,
+            None if self.from_generation.is_none() => {
+                write!(f, "taken at {}: generation {to}", self.at)?;
+            }
             None => write!(f, "taken at {}: generation {from} to {to}", self.at)?,
         }
         if let Some(ready) = self.ready_ms {

@@ -11,7 +11,11 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
 use super::protocol::{Answer, LONGEST_REQUEST, Request};
+use crate::fault::{self, Point};
+use crate::process::visitors::{self, Heard, Visitors};
 
+/// Each has a descriptor, and a reload needs some as well.
+const MOST_AT_ONCE: usize = 100;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A request and where its answer goes; who asked may have left by then.
@@ -41,8 +45,8 @@ impl Server {
                 std::fs::remove_file(path).with_context(|| format!("remove {}", path.display()))?;
             }
         }
-        let listener =
-            UnixListener::bind(path).with_context(|| format!("open {}", path.display()))?;
+        let listener = fault::at(Point::ControlSocket).and_then(|()| visitors::open(path));
+        let listener = listener.with_context(|| format!("open {}", path.display()))?;
         tokio::task::spawn_local(accept(listener, asked));
         Ok(Self { path: path.to_owned() })
     }
@@ -56,15 +60,17 @@ impl Drop for Server {
 }
 
 async fn accept(listener: UnixListener, asked: mpsc::UnboundedSender<Asked>) {
+    let mut visitors = Visitors::new(MOST_AT_ONCE);
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
                 let asked = asked.clone();
-                tokio::task::spawn_local(async move {
-                    if let Err(error) = serve(stream, &asked).await {
+                let visit = async move |heard: Heard| {
+                    if let Err(error) = serve(stream, &asked, &heard).await {
                         tracing::debug!(error = format!("{error:#}"), "control connection");
                     }
-                });
+                };
+                visitors.admit(visit).await;
             }
             Err(error) => {
                 // Out of descriptors, most likely; trying again at once would spin.
@@ -75,7 +81,11 @@ async fn accept(listener: UnixListener, asked: mpsc::UnboundedSender<Asked>) {
     }
 }
 
-async fn serve(mut stream: UnixStream, asked: &mpsc::UnboundedSender<Asked>) -> Result<()> {
+async fn serve(
+    mut stream: UnixStream,
+    asked: &mpsc::UnboundedSender<Asked>,
+    heard: &Heard,
+) -> Result<()> {
     let peer = stream.peer_cred().context("ask who the peer is")?.uid();
     let own = rustix::process::geteuid().as_raw();
     if peer != own {
@@ -90,6 +100,7 @@ async fn serve(mut stream: UnixStream, asked: &mpsc::UnboundedSender<Asked>) -> 
         }
         Err(_) => bail!("no request within {PATIENCE:?}"),
     };
+    heard.note();
     let (answer, receiver) = oneshot::channel();
     asked.send(Asked { request, answer }).ok().context("hapilot is ending")?;
     let answer = receiver.await.unwrap_or_else(|_| Answer::Error {

@@ -3,6 +3,9 @@
 
 pub mod fitness;
 pub mod guard;
+pub mod pace;
 pub mod receipt;
 pub mod reload;
+pub mod saved;
 pub mod strategy;
+pub mod takeover;

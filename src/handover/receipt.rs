@@ -43,6 +43,9 @@ pub struct Receipt {
     pub doubts: Vec<String>,
     /// Drains, maintenance and weights that were set by hand and were set again.
     pub carried_over: Vec<String>,
+    /// Entries of stick tables that were set again, as no `peers` section carries them.
+    #[serde(default)]
+    pub stick_entries: usize,
     /// What could not be found out or carried over.
     pub warnings: Vec<String>,
     /// HAProxy's own words while it started.
@@ -71,6 +74,7 @@ impl Receipt {
             counters_after: Counters::default(),
             doubts: Vec::new(),
             carried_over: Vec::new(),
+            stick_entries: 0,
             warnings: Vec::new(),
             haproxy: Vec::new(),
         }

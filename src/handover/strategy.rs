@@ -208,6 +208,9 @@ mod tests {
             ("0.0.0.0:80", "0.0.0.0:80 interface eth0"),
             ("0.0.0.0:80", "10.0.0.1:80"),
             ("[::]:80", "0.0.0.0:80"),
+            // One that takes IPv4 as well is in another group.
+            ("[::]:80 v6only", "[::]:80"),
+            ("[::]:80", "[::]:80 v6only"),
         ] {
             let got = ask(ReloadGuard::Auto, ALL, &[(before, 1)], &[(after, 2)]);
             assert_eq!(got.guards, [Kind::Hold, Kind::Drop], "{before} to {after}");

@@ -7,8 +7,26 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-const OWN: [&str; 9] =
-    ["check", "plan", "status", "reload", "stop", "sweep", "health", "version", "help"];
+const OWN: [&str; 15] = [
+    "check",
+    "plan",
+    "status",
+    "sessions",
+    "reload",
+    "stop",
+    "runtime",
+    "drain",
+    "enable",
+    "weight",
+    "sweep",
+    "health",
+    "version",
+    "help",
+    LAST_RESORT,
+];
+
+/// Of no use to people: what hapilot becomes when it hangs.
+pub const LAST_RESORT: &str = "last-resort";
 
 const USUAL_PLACES: [&str; 2] = ["/usr/local/etc/haproxy/haproxy.cfg", "/etc/haproxy/haproxy.cfg"];
 

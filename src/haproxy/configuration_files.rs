@@ -2,6 +2,7 @@
 //!
 //! Only regular files are read: a pipe gives its text once, and that once is HAProxy's.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -11,6 +12,7 @@ use anyhow::Context;
 use rustix::fs::{Access, access};
 
 use super::configuration::Configuration;
+use crate::fault::{self, Point};
 
 /// Whether HAProxy could read its configuration here, or why not.
 pub fn usable(path: &Path) -> Result<(), String> {
@@ -55,7 +57,8 @@ impl Copies {
         directory: Option<&Path>,
         into: PathBuf,
     ) -> anyhow::Result<Self> {
-        fs::create_dir(&into).with_context(|| format!("make {}", into.display()))?;
+        let made = fault::at(Point::Copies).and_then(|()| fs::create_dir(&into));
+        made.with_context(|| format!("make {}", into.display()))?;
         let mut copies = Self { directory: into, files: Vec::new() };
         copies.fill(paths, directory)?;
         Ok(copies)
@@ -92,13 +95,18 @@ fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(path)? {
         let (name, file) = entry.map(|entry| (entry.file_name(), entry.path()))?;
-        let wanted = !name.as_bytes().starts_with(b".") && name.as_bytes().ends_with(b".cfg");
-        if wanted && fs::metadata(&file)?.is_file() {
+        if is_part(&name) && fs::metadata(&file)?.is_file() {
             files.push(file);
         }
     }
     files.sort();
     Ok(files)
+}
+
+/// Whether HAProxy reads a file of that name in a directory.
+#[must_use]
+pub fn is_part(name: &OsString) -> bool {
+    !name.as_bytes().starts_with(b".") && name.as_bytes().ends_with(b".cfg")
 }
 
 /// Without Rust's "(os error 2)", which tells an operator nothing.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use rustix::thread::{CapabilitySet, capabilities};
 
+use crate::fault::{self, Point};
 use crate::host::mark::Port;
 
 const TEMPLATE: &str = include_str!("../../docker/default.cfg");
@@ -19,7 +20,8 @@ pub fn write(directory: &Path, ports: &[Port]) -> Result<PathBuf> {
     let ipv6 = Path::new("/proc/net/if_inet6").exists();
     let text = fill_in(ports, ipv6, may_become_haproxy(), &page);
     for (path, text) in [(&page, PAGE), (&configuration, text.as_str())] {
-        fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
+        let written = fault::at(Point::EmbeddedPage).and_then(|()| fs::write(path, text));
+        written.with_context(|| format!("write {}", path.display()))?;
     }
     Ok(configuration)
 }

@@ -1,13 +1,16 @@
 //! Acts: looks at the configuration as HAProxy is about to read it, before each launch, so that a
 //! reload is warned of like a start. HAProxy has the last word.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use super::configuration::named::Named;
 use super::configuration::{Configuration, Facts, judge};
 use super::configuration_files;
 use super::launch::StateFile;
 use super::version::Version;
 use crate::problem::Problem;
+use crate::settings::SET_BY_HAPROXY;
 
 /// What stays the same while the configuration changes.
 #[derive(Clone, Debug)]
@@ -22,6 +25,8 @@ pub struct Judge {
     pub maxconn: Option<u64>,
     pub descriptors: Option<u64>,
     pub transparent: bool,
+    /// Ports from this one on may be bound without a right.
+    pub open_from: u16,
     /// Ours, where the configuration does not name one.
     pub state_file: PathBuf,
 }
@@ -31,6 +36,8 @@ pub struct Judgement {
     pub problems: Vec<Problem>,
     /// Where the configuration expects the servers' state, if it does.
     pub state_file: Option<StateFile>,
+    /// Where HAProxy will look for `/dev/log`, if it sends its log there.
+    pub syslog: Vec<PathBuf>,
 }
 
 impl Judge {
@@ -43,6 +50,7 @@ impl Judge {
     #[must_use]
     pub fn judge(&self) -> Judgement {
         let configuration = self.read();
+        let environment = environment();
         let facts = Facts {
             version: &self.version,
             hostname: &self.hostname,
@@ -50,9 +58,25 @@ impl Judge {
             maxconn: self.maxconn,
             descriptors: self.descriptors,
             transparent: self.transparent,
+            open_from: self.open_from,
+            environment: &environment,
         };
         let problems = judge(&configuration, &facts);
-        Judgement { problems, state_file: self.state_file(&configuration) }
+        let syslog = syslog(&configuration);
+        Judgement { problems, state_file: self.state_file(&configuration), syslog }
+    }
+
+    /// The files that the configuration names, those of its lists included.
+    #[must_use]
+    pub fn named(&self, directories: &[PathBuf]) -> Named {
+        let mut named = self.read().named.expanded(|name| std::env::var(name).ok());
+        for list in named.lists.clone() {
+            let places: Vec<_> = named.places(&list, directories).collect();
+            for text in places.iter().filter_map(|place| std::fs::read_to_string(place).ok()) {
+                text.lines().for_each(|line| named.of_list(line));
+            }
+        }
+        named
     }
 
     fn state_file(&self, configuration: &Configuration) -> Option<StateFile> {
@@ -63,4 +87,21 @@ impl Judge {
             (None, _) => StateFile::Ours(self.state_file.clone()),
         })
     }
+}
+
+/// As HAProxy will find it: with what we and it add.
+fn environment() -> BTreeSet<String> {
+    let ours = ["HAPILOT_GENERATION", "HAPILOT_VERSION", "HAPILOT_HAPROXY_VERSION"];
+    let others = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    ours.into_iter().chain(SET_BY_HAPROXY).map(str::to_owned).chain(others).collect()
+}
+
+/// HAProxy looks for it anew with each message, so a `chroot` has one of its own; what it says
+/// before is said outside.
+fn syslog(configuration: &Configuration) -> Vec<PathBuf> {
+    if !configuration.logs_to_dev_log {
+        return Vec::new();
+    }
+    let inside = configuration.chroot.iter().map(|root| root.join("dev/log"));
+    std::iter::once(PathBuf::from("/dev/log")).chain(inside).collect()
 }

@@ -21,8 +21,11 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::command_line;
 use super::generation::GenerationId;
+use crate::fault::{self, Point};
 use crate::process::exit::Exit;
 use crate::process::handle::Handle;
+use crate::process::private::make_private;
+use crate::process::rights::{Needs, as_haproxy};
 
 /// What is the same for every generation.
 #[derive(Clone, Debug)]
@@ -35,6 +38,8 @@ pub struct Program {
     pub run_directory: PathBuf,
     /// Where server state is kept for the next generation, if the configuration loads it.
     pub state_file: Option<StateFile>,
+    /// HAProxy gets no other rights than those that it has a use for.
+    pub needs: Needs,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,7 +93,7 @@ impl Program {
     /// Removes the files of a generation that is gone.
     pub fn forget(&self, id: GenerationId) {
         for path in [self.runtime_socket(id), self.fragment(id)] {
-            if let Err(error) = fs::remove_file(&path)
+            if let Err(error) = fault::at(Point::Forget).and_then(|()| fs::remove_file(&path))
                 && error.kind() != io::ErrorKind::NotFound
             {
                 tracing::warn!(%error, path = %path.display(), "could not remove the file");
@@ -96,8 +101,8 @@ impl Program {
         }
     }
 
-    /// What was saved for an earlier generation may be long out of date: who starts without a
-    /// predecessor to ask starts as the configuration says. A file of the operator's stays.
+    /// What an earlier hapilot saved may be long out of date: the first generation starts as the
+    /// configuration says. A file of the operator's stays.
     pub fn forget_server_state(&self) {
         if let Some(StateFile::Ours(path)) = &self.state_file
             && let Err(error) = fs::remove_file(path)
@@ -118,7 +123,8 @@ impl Program {
         let listener = bind(&runtime_socket).map_err(ours)?;
         let fragment = self.fragment(id);
         let text = fragment_text(id, listener.as_raw_fd(), self.state_file.as_ref());
-        fs::write(&fragment, text)
+        fault::at(Point::Fragment)
+            .and_then(|()| fs::write(&fragment, text))
             .with_context(|| format!("write {}", fragment.display()))
             .map_err(ours)?;
         let (output, child_side) = pipe_with(PipeFlags::CLOEXEC)
@@ -128,9 +134,10 @@ impl Program {
             command_line::command(&self.binary, &fragment, configuration, &self.arguments, from);
         let mut command = self.command(&argv, id, child_side).map_err(ours)?;
         let child = {
-            // Inherited by exactly this child: one thread, so nobody else forks in between.
+            // Inherited by exactly this child: we wait, so nobody else forks in between, but for a
+            // guard's program (`process::aside`), which lives for a moment.
             let _inherited = Inherited::new(&listener).map_err(ours)?;
-            command.spawn()
+            fault::at(Point::Spawn).and_then(|()| as_haproxy(self.needs, || command.spawn()))
         };
         let mut child = child.map_err(|error| not_launched(&self.binary, error))?;
         let handle = Handle::open(&child).map_err(|error| {
@@ -182,7 +189,10 @@ fn bind(path: &Path) -> Result<UnixListener> {
     {
         return Err(error).with_context(|| format!("remove {}", path.display()));
     }
-    UnixListener::bind(path).with_context(|| format!("open runtime socket {}", path.display()))
+    let listener = fault::at(Point::RuntimeSocket).and_then(|()| UnixListener::bind(path));
+    let listener = listener.with_context(|| format!("open runtime socket {}", path.display()))?;
+    make_private(path).with_context(|| format!("make {} private", path.display()))?;
+    Ok(listener)
 }
 
 fn not_launched(binary: &Path, error: io::Error) -> NotLaunched {
@@ -227,6 +237,7 @@ mod tests {
             configuration: Vec::new(),
             run_directory: directory.path().to_owned(),
             state_file: Some(state_file),
+            needs: Needs::default(),
         };
         fs::write(&file, "1\n").unwrap();
         program(StateFile::Theirs(file.clone())).forget_server_state();

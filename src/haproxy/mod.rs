@@ -5,11 +5,14 @@
 //! fetches; `version` understands `haproxy -vv`, which `installed` runs. HAProxy has the last word
 //! on all of it: nothing here refuses a configuration that HAProxy itself would take.
 
+pub mod answer;
 pub mod command_line;
 pub mod configuration;
 pub mod configuration_files;
 pub mod embedded;
 pub mod generation;
+pub mod hint;
+pub mod insider;
 pub mod installed;
 pub mod judge;
 pub mod launch;
@@ -18,4 +21,7 @@ pub mod peers;
 pub mod ready;
 pub mod runtime_api;
 pub mod server_state;
+pub mod session;
+pub mod stick_table;
+pub mod taken;
 pub mod version;

@@ -1,9 +1,11 @@
-//! Acts: logs what HAProxy says, line by line, and remembers its words until it is ready.
+//! Acts: logs what HAProxy says, line by line, with what to do about it where we know that, and
+//! remembers both until it is ready.
 //!
 //! HAProxy blocks when its output is not read, so reading never waits for anything else: not for
 //! the log (see `logging`), not for the supervisor.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
@@ -13,6 +15,9 @@ use tokio::net::unix::pipe;
 use tokio::task::JoinHandle;
 
 use super::generation::GenerationId;
+use super::hint::hint;
+use super::taken::taken_port;
+use crate::fault::{self, Point};
 
 /// A longer line is logged in pieces.
 const LONGEST_LINE: usize = 64 * 1024;
@@ -21,16 +26,27 @@ const MOST_WORDS: usize = 200;
 
 /// What HAProxy said while it was starting.
 #[derive(Clone, Debug, Default)]
-pub struct Words(Rc<RefCell<Option<Vec<String>>>>);
+pub struct Words {
+    lines: Rc<RefCell<Option<Vec<String>>>>,
+    /// What to do about a port that is taken, kept back until it is known who has it.
+    kept_back: Rc<RefCell<Option<BTreeSet<&'static str>>>>,
+}
 
 impl Words {
     #[must_use]
     pub fn listen() -> Self {
-        Self(Rc::new(RefCell::new(Some(Vec::new()))))
+        Self { lines: Rc::new(RefCell::new(Some(Vec::new()))), kept_back: Rc::default() }
+    }
+
+    /// Whoever has the ports may yet make room: until `advise` nobody is told to end him.
+    #[must_use]
+    pub fn without_advice_on_ports(self) -> Self {
+        *self.kept_back.borrow_mut() = Some(BTreeSet::new());
+        self
     }
 
     pub fn hear(&self, line: &str) {
-        if let Some(lines) = self.0.borrow_mut().as_mut()
+        if let Some(lines) = self.lines.borrow_mut().as_mut()
             && lines.len() < MOST_WORDS
         {
             lines.push(line.to_owned());
@@ -40,22 +56,48 @@ impl Words {
     /// What was said so far; nothing more is remembered.
     #[must_use]
     pub fn take(&self) -> Vec<String> {
-        self.0.borrow_mut().take().unwrap_or_default()
+        self.lines.borrow_mut().take().unwrap_or_default()
+    }
+
+    /// Nobody makes room: logs what was kept back.
+    pub fn advise(&self, id: GenerationId) {
+        for hint in self.kept_back.borrow_mut().take().into_iter().flatten() {
+            self.say(id, hint);
+        }
+    }
+
+    fn hint(&self, id: GenerationId, line: &str, hint: &'static str) {
+        match self.kept_back.borrow_mut().as_mut() {
+            Some(kept) if taken_port(line).is_some() => drop(kept.insert(hint)),
+            _ => self.say(id, hint),
+        }
+    }
+
+    fn say(&self, id: GenerationId, hint: &str) {
+        self.hear(&format!("hapilot: {hint}"));
+        tracing::warn!(generation = id.number(), "what to do: {hint}");
     }
 }
 
 /// Reads until HAProxy and everything that inherited its output is gone.
 pub fn follow(output: OwnedFd, id: GenerationId, pid: i32, words: Words) -> Result<JoinHandle<()>> {
-    let receiver = pipe::Receiver::from_owned_fd(output).context("watch HAProxy's output")?;
+    let receiver = fault::at(Point::Output).and_then(|()| pipe::Receiver::from_owned_fd(output));
+    let receiver = receiver.context("watch HAProxy's output")?;
     let mut reader = BufReader::new(receiver);
     Ok(tokio::task::spawn_local(async move {
         let mut line = Vec::new();
+        let mut hinted = BTreeSet::new();
         while read_line(&mut reader, &mut line).await {
             let text = String::from_utf8_lossy(&line);
             let text = text.trim_end();
-            if !text.is_empty() {
-                words.hear(text);
-                log(id, pid, text);
+            if text.is_empty() {
+                continue;
+            }
+            words.hear(text);
+            log(id, pid, text);
+            // A thousand lines may have the same mistake.
+            if let Some(hint) = hint(text).filter(|hint| hinted.insert(*hint)) {
+                words.hint(id, text, hint);
             }
         }
     }))
@@ -116,6 +158,21 @@ mod tests {
         let pieces = lines_of(&endless).await;
         assert!(pieces.len() >= 3 && pieces.iter().all(|len| *len < 2 * LONGEST_LINE));
         assert_eq!(pieces.iter().sum::<usize>(), endless.len());
+    }
+
+    #[test]
+    fn what_to_do_about_a_taken_port_waits_until_it_is_known_who_has_it() {
+        let taken = "[ALERT] cannot bind socket (Address already in use) for [0.0.0.0:80]";
+        let id = GenerationId::FIRST;
+        let words = Words::listen();
+        words.hint(id, taken, "at once");
+        assert_eq!(words.take(), ["hapilot: at once"]);
+        let words = Words::listen().without_advice_on_ports();
+        words.hint(id, taken, "later");
+        words.hint(id, "[ALERT] no such file", "at once");
+        words.advise(id);
+        words.advise(id);
+        assert_eq!(words.take(), ["hapilot: at once", "hapilot: later"]);
     }
 
     #[test]

@@ -3,7 +3,6 @@
 //! Ready means: its own runtime socket answers `show info` with its own PID. An end of the
 //! connection, whatever the reason, is never "ready": silence means failure.
 
-use std::future;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,17 +11,19 @@ use anyhow::{Context, Result, ensure};
 use super::runtime_api::{ask, field};
 use crate::process::procfs;
 
+const AGAIN: Duration = Duration::from_millis(200);
 /// Longer than anybody gives a generation to become ready: the caller has the deadline.
 const NO_LIMIT: Duration = Duration::from_hours(24);
 
 /// Comes back only when the generation is ready; what speaks against it is logged, and the one who
 /// waits has a deadline and learns of the process's end by itself.
 pub async fn ready(socket: &Path, pid: i32) {
-    match answers_as(socket, pid).await {
-        Ok(()) => {}
-        Err(error) => {
-            tracing::debug!(pid, error = format!("{error:#}"), "not ready");
-            future::pending::<()>().await;
+    let mut told = false;
+    while let Err(error) = answers_as(socket, pid).await {
+        // Most likely it is about to end, and says itself why.
+        tokio::time::sleep(AGAIN).await;
+        if !std::mem::replace(&mut told, true) {
+            tracing::warn!(pid, "not ready, asking again: {error:#}");
         }
     }
 }

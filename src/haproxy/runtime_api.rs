@@ -1,30 +1,84 @@
 //! Acts: asks a generation over its runtime socket (HAProxy management guide, "Unix Socket
 //! commands"). One connection for each question; HAProxy hangs up after its answer.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
+
+use crate::fault::{self, Point};
+use crate::process::abstract_name;
 
 /// HAProxy answers from its event loop; one that is stopped or stuck must not stop us.
 pub const LIMIT: Duration = Duration::from_secs(2);
 
+/// What a hapilot's door is told first that is to lead to its HAProxy. `@hapilot/INSTANCE` in place of
+/// a path means this.
+pub const THROUGH: &str = "_runtime\n";
+
 pub async fn ask(socket: &Path, command: &str, limit: Duration) -> Result<String> {
-    tokio::time::timeout(limit, exchange(socket, command))
+    let exchanged = async {
+        fault::within(Point::Ask).await?;
+        exchange(connect(socket).await?, command).await
+    };
+    tokio::time::timeout(limit, exchanged)
         .await
         .unwrap_or_else(|_| bail!("no answer within {}", humantime::format_duration(limit)))
         .with_context(|| format!("ask {} for {command:?}", socket.display()))
 }
 
-async fn exchange(socket: &Path, command: &str) -> Result<String> {
-    let mut stream = UnixStream::connect(socket).await.context("connect")?;
-    stream.write_all(command.as_bytes()).await.context("send")?;
-    stream.write_all(b"\n").await.context("send")?;
+/// Unbounded: whoever asks has the limit.
+pub async fn exchange(mut stream: UnixStream, command: &str) -> Result<String> {
+    send(&mut stream, command.as_bytes()).await?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.context("read the answer")?;
     Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+async fn connect(socket: &Path) -> Result<UnixStream> {
+    let Some(name) = socket.as_os_str().as_bytes().strip_prefix(b"@") else {
+        return UnixStream::connect(socket).await.context("connect");
+    };
+    let stream = abstract_name::connect(name).and_then(UnixStream::from_std);
+    let mut stream = stream.context("connect")?;
+    stream.write_all(THROUGH.as_bytes()).await.context("send")?;
+    Ok(stream)
+}
+
+async fn send(stream: &mut UnixStream, command: &[u8]) -> Result<()> {
+    stream.write_all(command).await.context("send")?;
+    stream.write_all(b"\n").await.context("send")
+}
+
+/// Asks and looks at each line of the answer as it comes, for answers that may be long. `command`
+/// need not be UTF-8.
+pub async fn each_line(
+    socket: &Path,
+    command: &[u8],
+    limit: Duration,
+    mut look: impl FnMut(&str),
+) -> Result<()> {
+    let exchange = async {
+        let mut stream = connect(socket).await?;
+        send(&mut stream, command).await?;
+        let mut answer = BufReader::new(stream);
+        let mut line = Vec::new();
+        while answer.read_until(b'\n', &mut line).await.context("read the answer")? > 0 {
+            look(String::from_utf8_lossy(&line).trim_end_matches('\n'));
+            line.clear();
+        }
+        Ok(())
+    };
+    tokio::time::timeout(limit, exchange)
+        .await
+        .unwrap_or_else(|_| bail!("no whole answer within {}", humantime::format_duration(limit)))
+        .with_context(|| {
+            let begin: String = String::from_utf8_lossy(command).chars().take(60).collect();
+            format!("ask {} for {begin:?}", socket.display())
+        })
 }
 
 /// The value of a line `Name: value` of `show info`.

@@ -6,6 +6,7 @@
 //! 1), whose second line names the columns.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 
 /// Bits of `srv_admin_state` that come from the runtime API (`SRV_ADMF_FMAINT`, `SRV_ADMF_FDRAIN`).
 const FORCED_MAINTENANCE: u32 = 0x01;
@@ -17,6 +18,7 @@ const CONFIGURED_MAINTENANCE: u32 = 0x04;
 struct Server {
     backend: String,
     name: String,
+    number: u64,
     admin: u32,
     /// The weight in force and the one of the configuration.
     weight: u32,
@@ -59,35 +61,97 @@ fn differences(old: &Server, new: &Server) -> Vec<String> {
     commands
 }
 
-fn servers(state: &str) -> Vec<Server> {
-    let columns: Vec<&str> = state
-        .lines()
-        .find_map(|line| line.strip_prefix("# "))
-        .map(|names| names.split_whitespace().collect())
-        .unwrap_or_default();
-    state
-        .lines()
-        .filter(|line| !line.starts_with('#'))
-        .filter_map(|line| server(&columns, line))
-        .collect()
+/// What has to be remembered of a state for `carry_over`: the servers that were set by hand, and of
+/// those only what somebody set. The rest changes by itself, such as the time since the last change.
+#[must_use]
+pub fn by_hand(state: &str) -> String {
+    let mut kept = "# be_name srv_id srv_name srv_admin_state srv_uweight srv_iweight\n".to_owned();
+    for server in servers(state) {
+        let Server { backend, name, number, admin, weight, configured_weight } = server;
+        if admin & (FORCED_DRAIN | FORCED_MAINTENANCE) != 0 || weight != configured_weight {
+            // Into a `String` it cannot fail.
+            let _ =
+                writeln!(kept, "{backend} {number} {name} {admin} {weight} {configured_weight}");
+        }
+    }
+    kept
 }
 
-fn server(columns: &[&str], line: &str) -> Option<Server> {
-    let values: HashMap<&str, &str> =
-        columns.iter().copied().zip(line.split_whitespace()).collect();
-    let number = |name| values.get(name)?.parse().ok();
-    Some(Server {
-        backend: (*values.get("be_name")?).to_owned(),
-        name: (*values.get("srv_name")?).to_owned(),
-        admin: number("srv_admin_state")?,
-        weight: number("srv_uweight")?,
-        configured_weight: number("srv_iweight")?,
-    })
+/// How many servers there are.
+#[must_use]
+pub fn count(state: &str) -> usize {
+    servers(state).len()
+}
+
+/// The numbers of the servers, by backend and name.
+#[must_use]
+pub fn numbers(state: &str) -> HashMap<String, HashMap<String, u64>> {
+    let mut all: HashMap<String, HashMap<String, u64>> = HashMap::new();
+    for server in servers(state) {
+        all.entry(server.backend).or_default().insert(server.name, server.number);
+    }
+    all
+}
+
+fn servers(state: &str) -> Vec<Server> {
+    let Some(columns) = Columns::find(state) else { return Vec::new() };
+    state.lines().filter_map(|line| columns.server(line)).collect()
+}
+
+/// Where in a line the fields are that we want.
+struct Columns {
+    backend: usize,
+    name: usize,
+    number: usize,
+    admin: usize,
+    weight: usize,
+    configured_weight: usize,
+}
+
+impl Columns {
+    fn find(state: &str) -> Option<Self> {
+        let names = state.lines().find_map(|line| line.strip_prefix("# "))?;
+        let at = |wanted| names.split_whitespace().position(|name| name == wanted);
+        Some(Self {
+            backend: at("be_name")?,
+            name: at("srv_name")?,
+            number: at("srv_id")?,
+            admin: at("srv_admin_state")?,
+            weight: at("srv_uweight")?,
+            configured_weight: at("srv_iweight")?,
+        })
+    }
+
+    fn server(&self, line: &str) -> Option<Server> {
+        let values: Vec<&str> = line.split_whitespace().collect();
+        let text = |column: usize| values.get(column).copied();
+        let number = |column| text(column)?.parse::<u32>().ok();
+        Some(Server {
+            number: number(self.number)?.into(),
+            admin: number(self.admin)?,
+            weight: number(self.weight)?,
+            configured_weight: number(self.configured_weight)?,
+            backend: text(self.backend)?.to_owned(),
+            name: text(self.name)?.to_owned(),
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn time_that_goes_by_changes_nothing_that_was_set_by_hand() {
+        let at = |seconds: u32| {
+            by_hand(&format!(
+                "1\n# be_id be_name srv_id srv_name srv_admin_state srv_uweight srv_iweight \
+                 srv_time_since_last_change\n3 web 1 a 8 1 1 {seconds}\n3 web 2 b 0 1 1 9\n"
+            ))
+        };
+        assert_eq!(at(1), at(60));
+        assert_eq!(count(&at(1)), 1);
+    }
 
     fn state(servers: &[(&str, u32, u32, u32)]) -> String {
         let mut text = "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state \
@@ -112,6 +176,22 @@ mod tests {
                 "set server web/c weight 5",
             ]
         );
+    }
+
+    #[test]
+    fn only_what_was_set_by_hand_is_remembered_and_it_is_enough() {
+        let old = state(&[("a", 8, 1, 1), ("b", 0, 1, 1), ("c", 0, 5, 10), ("d", 4, 1, 1)]);
+        let new = state(&[("a", 0, 1, 1), ("b", 0, 1, 1), ("c", 0, 10, 10), ("d", 0, 1, 1)]);
+        let kept = by_hand(&old);
+        assert_eq!((count(&old), count(&kept)), (4, 2));
+        assert_eq!(carry_over(&kept, &new), carry_over(&old, &new));
+        assert_eq!(carry_over(&kept, &new).len(), 2);
+    }
+
+    #[test]
+    fn servers_are_numbered_within_their_backend() {
+        let numbers = numbers(&state(&[("a", 0, 1, 1)]));
+        assert_eq!(numbers["web"]["a"], 1);
     }
 
     #[test]

@@ -18,10 +18,11 @@ pub trait Kernel {
     /// Taking back what is gone already is not an error.
     async fn undo(&mut self, undo: &Undo) -> Result<()>;
 
-    /// Steps that fill chains of one place, all in one transaction or not at all. On failure each
-    /// is applied by itself, which also tells what is wrong.
-    async fn apply_together(&mut self, _steps: &[Step]) -> Result<()> {
-        bail!("not here")
+    /// Groups of steps, each group of one place and in one transaction or not at all; the groups at
+    /// the same time. Answers in their order. Of a group that failed each step is then applied by
+    /// itself, which also tells what is wrong.
+    async fn apply_together(&mut self, groups: &[&[Step]]) -> Vec<Result<()>> {
+        groups.iter().map(|_| bail!("not here")).collect()
     }
 
     /// The same for undos, given newest last.
@@ -55,8 +56,8 @@ impl Applied {
     /// names what could not be. `&mut self`: dropped half-way, it still knows what was done.
     pub async fn apply<K: Kernel>(&mut self, kernel: &mut K, steps: &[Step]) -> Result<()> {
         let before = self.undos.len();
-        for group in steps.chunk_by(|a, b| a.fills().is_some() && a.fills() == b.fills()) {
-            if let Err((step, error)) = self.apply_group(kernel, group).await {
+        for stage in steps.chunk_by(|a, b| a.stage().is_some() && a.stage() == b.stage()) {
+            if let Err((step, error)) = self.apply_stage(kernel, stage).await {
                 let error = error.context(step.to_string());
                 let failures = self.roll_back_to(kernel, before).await;
                 return Err(with_failures(&error, &failures));
@@ -65,16 +66,28 @@ impl Applied {
         Ok(())
     }
 
-    async fn apply_group<'a, K: Kernel>(
+    async fn apply_stage<'a, K: Kernel>(
         &mut self,
         kernel: &mut K,
-        group: &'a [Step],
+        stage: &'a [Step],
     ) -> Result<(), (&'a Step, anyhow::Error)> {
-        if group.len() > 1 && kernel.apply_together(group).await.is_ok() {
-            self.undos.extend(group.iter().filter_map(Step::undo));
-            return Ok(());
+        let (mut alone, mut outcome) = (Vec::new(), Ok(()));
+        if stage.len() > 1 {
+            let groups: Vec<_> = stage.chunk_by(|a, b| a.place() == b.place()).collect();
+            let answers = kernel.apply_together(&groups).await;
+            // All that is in force is remembered before anything fails.
+            for (group, answer) in groups.into_iter().zip(answers) {
+                match (group, answer) {
+                    (_, Ok(())) => self.undos.extend(group.iter().filter_map(Step::undo)),
+                    ([step], Err(error)) => outcome = outcome.and(Err((step, error))),
+                    (_, Err(_)) => alone.extend(group),
+                }
+            }
+        } else {
+            alone.extend(stage);
         }
-        for step in group {
+        outcome?;
+        for step in alone {
             self.undos.extend(kernel.apply(step).await.map_err(|error| (step, error))?);
         }
         Ok(())
@@ -148,11 +161,12 @@ mod tests {
     use anyhow::Context;
 
     use super::*;
+    use crate::host::backend::Backend;
     use crate::host::instance::Instance;
     use crate::host::mark::{FwMark, Intercept, Port, TableId};
     use crate::host::plan::{Draft, Plan};
     use crate::host::record::{Former, Numbers, Record};
-    use crate::host::step::{Family, Program};
+    use crate::host::step::{Family, Program, Stage};
 
     /// Holds what is in force, by the command that removes it. It refuses to take a chain away
     /// that is still jumped to, as the real one does.
@@ -166,21 +180,39 @@ mod tests {
         /// How often it did several at once.
         together: usize,
         knows_together: bool,
+        refuses_together: Option<usize>,
     }
 
-    impl Kernel for Pretend {
-        async fn apply(&mut self, step: &Step) -> Result<Option<Undo>> {
+    impl Pretend {
+        fn hold(&mut self, step: &Step) -> Result<Option<Undo>> {
             self.calls += 1;
             if self.refuses_call == Some(self.calls) {
                 bail!("operation not permitted");
-            }
-            if self.stuck_at_call == Some(self.calls) {
-                pending::<()>().await;
             }
             let Some(undo) = step.undo() else {
                 return Ok(None);
             };
             Ok(self.held.insert(undo.to_string()).then_some(undo))
+        }
+
+        fn hold_together(&mut self, steps: &[Step]) -> Result<()> {
+            if let [step] = steps {
+                return self.hold(step).map(drop);
+            }
+            anyhow::ensure!(self.knows_together);
+            self.together += 1;
+            anyhow::ensure!(self.refuses_together != Some(self.together));
+            self.held.extend(steps.iter().filter_map(Step::undo).map(|undo| undo.to_string()));
+            Ok(())
+        }
+    }
+
+    impl Kernel for Pretend {
+        async fn apply(&mut self, step: &Step) -> Result<Option<Undo>> {
+            if self.stuck_at_call == Some(self.calls + 1) {
+                pending::<()>().await;
+            }
+            self.hold(step)
         }
 
         async fn undo(&mut self, undo: &Undo) -> Result<()> {
@@ -196,11 +228,8 @@ mod tests {
             self.held.remove(&undo.to_string()).then_some(()).context("it is not there")
         }
 
-        async fn apply_together(&mut self, steps: &[Step]) -> Result<()> {
-            anyhow::ensure!(self.knows_together);
-            self.together += 1;
-            self.held.extend(steps.iter().filter_map(Step::undo).map(|undo| undo.to_string()));
-            Ok(())
+        async fn apply_together(&mut self, groups: &[&[Step]]) -> Vec<Result<()>> {
+            groups.iter().map(|steps| self.hold_together(steps)).collect()
         }
 
         async fn undo_together(&mut self, undos: &[Undo]) -> Result<()> {
@@ -223,7 +252,7 @@ mod tests {
             former: Former { v4: Some(0), v6: Some(0) },
         };
         Plan::new(&Draft {
-            program: Program::Nft,
+            backend: Backend::Iptables(Program::Nft),
             families: &Family::BOTH,
             record,
             intercept: &[Intercept { from: port(80), to: port(8080) }],
@@ -246,7 +275,11 @@ mod tests {
             let mut kernel = Pretend { refuses_call: Some(failing), ..Pretend::default() };
             let mut applied = Applied::default();
             let error = run(applied.apply(&mut kernel, &steps)).unwrap_err();
-            assert_eq!(kernel.calls, failing);
+            // Jumps are tried all at once.
+            let jumps = steps[failing..].iter().filter(|step| step.stage() == Some(Stage::Jumps));
+            let besides =
+                if steps[failing - 1].stage() == Some(Stage::Jumps) { jumps.count() } else { 0 };
+            assert_eq!(kernel.calls, failing + besides);
             assert_eq!(kernel.held, BTreeSet::new(), "step {failing}");
             assert!(applied.is_empty());
             let told = format!("{}: operation not permitted", steps[failing - 1]);
@@ -301,7 +334,8 @@ mod tests {
     #[test]
     fn applying_that_gets_stuck_and_is_given_up_can_still_be_rolled_back() {
         let steps = all();
-        let mut kernel = Pretend { stuck_at_call: Some(steps.len()), ..Pretend::default() };
+        let last_alone = steps.iter().rposition(|step| step.stage().is_none()).unwrap() + 1;
+        let mut kernel = Pretend { stuck_at_call: Some(last_alone), ..Pretend::default() };
         let mut applied = Applied::default();
         run(async {
             let stuck = applied.apply(&mut kernel, &steps);
@@ -333,5 +367,22 @@ mod tests {
         assert!(run(applied.roll_back(&mut kernel)).is_empty());
         assert_eq!((kernel.together, kernel.held), (4, BTreeSet::new()));
         assert!(applied.is_empty());
+    }
+
+    #[test]
+    fn of_a_group_that_fails_each_step_is_done_by_itself_and_all_is_taken_back() {
+        let steps = all();
+        for failing in 1..=2 {
+            let mut kernel = Pretend {
+                knows_together: true,
+                refuses_together: Some(failing),
+                ..Pretend::default()
+            };
+            let mut applied = Applied::default();
+            run(applied.apply(&mut kernel, &steps)).unwrap();
+            assert_eq!(applied.undos().len(), kernel.held.len(), "group {failing}");
+            assert!(run(applied.roll_back(&mut kernel)).is_empty());
+            assert_eq!(kernel.held, BTreeSet::new(), "group {failing}");
+        }
     }
 }

@@ -7,7 +7,9 @@
 
 use std::fmt;
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
@@ -27,12 +29,21 @@ const SHORTEST: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub(super) struct Killed {
     program: String,
-    limit: Duration,
+    how: String,
+}
+
+impl Killed {
+    /// Of what ended by a signal: the watchdog of a call beside this one has the same arguments to
+    /// look for, the kernel may be out of memory.
+    pub(super) fn by_signal(program: &str, status: ExitStatus) -> Option<Self> {
+        status.signal()?;
+        Some(Self { program: program.to_owned(), how: format!("was killed ({status})") })
+    }
 }
 
 impl fmt::Display for Killed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} was still running after {:?} and was killed", self.program, self.limit)
+        write!(f, "{} {}", self.program, self.how)
     }
 }
 
@@ -75,7 +86,10 @@ pub(super) fn within<T>(
     drop(finished);
     match watchdog.join() {
         Ok(false) => Ok(output),
-        Ok(true) => Err(Killed { program: program.into(), limit }.into()),
+        Ok(true) => {
+            let how = format!("was still running after {limit:?} and was killed");
+            Err(Killed { program: program.into(), how }.into())
+        }
         Err(_) => bail!("the watchdog of {program} panicked"),
     }
 }

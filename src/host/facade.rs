@@ -8,21 +8,27 @@ use serde::Serialize;
 use tracing::warn;
 
 use super::applied::{Applied, Failure, Kernel};
+use super::backend::{Backend, Firewall};
+use super::bounded::Killed;
 use super::instance::Instance;
 use super::iptables::installed;
 use super::lease::{Lease, SetupLock};
 use super::linux::Linux;
 use super::mark::{FwMark, Intercept, TableId};
+use super::mend::Mending;
+use super::nftables::Nftables;
 use super::plan::{Draft, Plan};
 use super::preflight::Facts;
 use super::record::{Former, Record};
 use super::saved::{claimed, marks_in_ruleset};
-use super::step::{Family, Place, Step, Undo};
+use super::step::{Family, Step, Undo};
 use super::survey::Survey;
 use super::sweep::{Swept, look, sweep_seen};
 use super::sysctl;
 use super::tproxy::{self, Choice, Fixed, Picture};
+use super::watch::Watch;
 use crate::problem::Problem;
+use crate::process::together::each;
 
 /// How long a start waits for another one's set-up: that takes some 50 ms.
 const SET_UP_LOCK: Duration = Duration::from_secs(10);
@@ -32,6 +38,7 @@ const TEAR_DOWN_LOCK: Duration = Duration::from_secs(2);
 /// What the settings ask of the host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
+    pub firewall: Firewall,
     pub intercept: Vec<Intercept>,
     /// `None`: choose one that is free.
     pub mark: Option<FwMark>,
@@ -45,6 +52,12 @@ pub struct Owned {
     pub what: String,
     /// The command by which a person would remove it.
     pub undo: String,
+}
+
+impl From<&Undo> for Owned {
+    fn from(undo: &Undo) -> Self {
+        Self { what: undo.subject(), undo: undo.to_string() }
+    }
 }
 
 /// What we hold. Dropped without `tear_down`, all of it stays until the next sweep.
@@ -145,39 +158,67 @@ impl Host {
         collected(self.interception.roll_back(&mut self.kernel).await)
     }
 
+    /// Hears when somebody removes something of it.
+    pub fn watch(&self) -> Result<Watch> {
+        let backend = self.facts.backend.ok_or_else(|| anyhow!("no firewall works here"))?;
+        Watch::open(self.instance, backend)
+    }
+
+    /// How the kernel calls the programs by which we put something back.
+    #[must_use]
+    pub fn echoes(&self) -> Vec<String> {
+        const LONGEST: usize = 15;
+        let Some(Backend::Iptables(program)) = self.facts.backend else { return Vec::new() };
+        let families = self.facts.families.iter();
+        families.map(|f| program.restore_command(*f).chars().take(LONGEST).collect()).collect()
+    }
+
     /// Puts back what somebody removed meanwhile (a restart of firewalld or Docker flushes), and
-    /// says where. A place that lost a part is made anew as a whole: order matters in it. Over by
-    /// `until`; what is still missing then is the next call's.
-    pub async fn put_back(&mut self, until: Instant) -> Result<Vec<Place>> {
+    /// says what it was. Without the lock, since all of it bears our name or our numbers. Over by `until`; what is still missing then is the next call's.
+    pub async fn put_back(&mut self, until: Instant) -> Result<Vec<String>> {
         self.kernel.finish_by(until);
-        let limit = until.saturating_duration_since(Instant::now());
-        let _lock = SetupLock::take(limit).await.context("put rules back")?;
-        let Facts { programs, families, .. } = &self.facts;
-        let survey = Survey::take(&self.kernel.iptables, programs, families)?;
         let mut steps: Vec<Step> = self.plan.foundation.clone();
         if !self.interception.is_empty() {
             steps.extend(self.plan.interception.iter().cloned());
         }
-        let broken = survey.broken(self.instance, &steps);
-        // One that is there already stays as it is.
-        let routing = |s: &&Step| matches!(s, Step::PolicyRule { .. } | Step::LocalRoute { .. });
-        for step in steps.iter().filter(routing) {
-            self.kernel.apply(step).await.with_context(|| step.to_string())?;
+        let survey = Survey::of(&self.kernel, &steps)?;
+        let mut gone = Vec::new();
+        for note in survey.missing(&steps) {
+            self.kernel.apply(note).await.with_context(|| note.to_string())?;
+            gone.extend(note.undo().map(|undo| undo.subject()));
         }
-        let of_broken = |step: &&Step| step.place().is_some_and(|place| broken.contains(&place));
-        for undo in steps.iter().filter(of_broken).rev().filter_map(Step::undo) {
-            self.kernel.undo(&undo).await.with_context(|| undo.to_string())?;
+        // First the way that marked packets take, as in a start. One failure is no reason to leave
+        // the rest as it is.
+        let mut outcome = Ok(());
+        for step in &steps {
+            match self.kernel.restore_way(step).await {
+                Ok(true) => gone.extend(step.undo().map(|undo| undo.subject())),
+                Ok(false) => {}
+                Err(error) => outcome = Err(error),
+            }
         }
-        for step in steps.iter().filter(of_broken) {
-            self.kernel.apply(step).await.with_context(|| step.to_string())?;
+        let places = survey.places.iter();
+        let mendings: Vec<Mending> = places
+            .filter_map(|(place, saved)| Mending::of(self.instance, *place, &steps, saved))
+            .collect();
+        let iptables = self.kernel.iptables;
+        for mended in each(&mendings, |m| iptables.transaction(m.place, &m.lines)) {
+            outcome = outcome.and(mended);
         }
-        Ok(broken)
+        gone.extend(mendings.into_iter().flat_map(|mending| mending.gone));
+        outcome.map(|()| gone)
     }
 
     /// For `hapilot status`.
     #[must_use]
     pub fn owned(&self) -> Vec<Owned> {
-        self.undos().map(|undo| Owned { what: undo.subject(), undo: undo.to_string() }).collect()
+        self.undos().map(Owned::from).collect()
+    }
+
+    /// The owner of our table.
+    #[must_use]
+    pub fn nftables(&self) -> Nftables {
+        self.kernel.nftables.clone()
     }
 
     fn undos(&self) -> impl Iterator<Item = &Undo> {
@@ -202,6 +243,12 @@ impl Host {
         }
         self.foundation.put_urgent_first();
         failures.extend(self.foundation.roll_back(&mut self.kernel).await);
+        // Somebody may have been in the way for a moment; a program that hangs will hang again.
+        if !failures.is_empty() && !failures.iter().any(|failure| failure.error.is::<Killed>()) {
+            warn!("once more: {}", TearDownError(failures));
+            failures = self.interception.roll_back(&mut self.kernel).await;
+            failures.extend(self.foundation.roll_back(&mut self.kernel).await);
+        }
         collected(failures)
     }
 
@@ -212,8 +259,7 @@ impl Host {
     }
 
     fn others(&self) -> Result<Vec<Record>> {
-        let Facts { programs, families, .. } = &self.facts;
-        Survey::take(&self.kernel.iptables, programs, families)?.living_records(Some(self.instance))
+        Survey::take(&self.kernel, &self.facts)?.living_records(Some(self.instance))
     }
 }
 
@@ -240,7 +286,7 @@ async fn prepare(
     wanted: &Wanted,
     facts: &Facts,
 ) -> Result<Prepared> {
-    let program = facts.program.ok_or_else(|| anyhow!("no iptables program works here"))?;
+    let backend = facts.backend.ok_or_else(|| anyhow!("no firewall works here"))?;
     kernel.others = survey.living_records(Some(instance))?;
     let picture = picture(kernel, survey, wanted, &facts.families).await?;
     let fixed = Fixed { mark: wanted.mark, table: wanted.table };
@@ -249,7 +295,7 @@ async fn prepare(
     let former = former(kernel, &facts.families)?;
     let record = Record { instance, numbers, former };
     let (families, intercept) = (facts.families.as_slice(), wanted.intercept.as_slice());
-    Ok(Prepared { plan: Plan::new(&Draft { program, families, record, intercept }), warnings })
+    Ok(Prepared { plan: Plan::new(&Draft { backend, families, record, intercept }), warnings })
 }
 
 async fn picture(

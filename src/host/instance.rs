@@ -9,7 +9,7 @@ pub struct Instance(u32);
 
 impl Instance {
     #[must_use]
-    pub fn new(number: u32) -> Self {
+    pub const fn new(number: u32) -> Self {
         Self(number)
     }
 

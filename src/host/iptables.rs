@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use iptables::IPTables;
 
-use super::bounded;
+use super::bounded::{self, Killed};
 use super::instance::ChainName;
+use super::nftables::Nftables;
 use super::saved::Saved;
 use super::step::{Family, Place, Program};
 
@@ -94,10 +95,19 @@ impl Iptables {
 
     /// Everything in every table that is in use. (`-S` would bring a table into use by asking.)
     pub fn saved(&self, place: Place) -> Result<Saved> {
-        if place.program == Program::Legacy && !legacy_tables(place.family) {
+        self.save(place, &[])
+    }
+
+    /// The same of the one table that our rules are in.
+    pub fn mangle(&self, place: Place) -> Result<Saved> {
+        self.save(place, &["-t", "mangle"])
+    }
+
+    fn save(&self, place: Place, arguments: &[&str]) -> Result<Saved> {
+        if is_empty(place) {
             return Ok(Saved::default());
         }
-        let text = self.output(place.program.save_command(place.family), &[])?;
+        let text = self.output(place.program.save_command(place.family), arguments)?;
         Ok(Saved::parse(&text))
     }
 
@@ -125,6 +135,9 @@ impl Iptables {
         let output =
             bounded::within(self.limit(), &program, &arguments, || output_of(command, input))?
                 .with_context(|| format!("run {program}"))?;
+        if let Some(killed) = Killed::by_signal(&program, output.status) {
+            return Err(killed.into());
+        }
         if !output.status.success() {
             bail!("{program} says {:?} ({})", words(&output), output.status);
         }
@@ -156,10 +169,14 @@ impl Iptables {
             ["-t", "mangle"].into_iter().chain(command.split_whitespace()).collect();
         let program = IPTables { cmd, has_check: true, has_wait: false, is_numeric: true };
         // Its error is not Send, so it becomes text here.
-        bounded::within(limit, cmd, &arguments, || {
+        let output = bounded::within(limit, cmd, &arguments, || {
             program.execute("mangle", &command).map_err(|error| format!("run {cmd}: {error}"))
         })?
-        .map_err(anyhow::Error::msg)
+        .map_err(anyhow::Error::msg)?;
+        match Killed::by_signal(cmd, output.status) {
+            Some(killed) => Err(killed.into()),
+            None => Ok(output),
+        }
     }
 }
 
@@ -209,6 +226,17 @@ fn words(output: &Output) -> String {
         .filter(|line| !line.is_empty() && !line.starts_with("Try `"))
         .collect();
     lines.join(" ")
+}
+
+/// Whether there is nothing to be read by the program: by what the kernel says, which is quicker.
+fn is_empty(place: Place) -> bool {
+    match place.program {
+        Program::Legacy => !legacy_tables(place.family),
+        // Where the kernel does not answer, the program says what is wrong.
+        Program::Nft => Nftables::default().has_rules(place.family).is_ok_and(|any| !any),
+        // Either of the two.
+        Program::Plain => false,
+    }
 }
 
 /// Whether the legacy kernel interface has any table in this namespace.

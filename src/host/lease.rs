@@ -6,18 +6,27 @@
 //! two believe that the other one will restore a sysctl.
 
 use std::collections::BTreeSet;
-use std::io::{self, ErrorKind};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-use std::time::Duration;
+use std::fmt;
+use std::io::ErrorKind;
+use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::UCred;
+use tracing::warn;
 
 use super::instance::Instance;
+use crate::fault::{self, Point};
+use crate::process::abstract_name::{connect, listen};
+use crate::process::procfs;
 
 const SETUP_LOCK: &str = "hapilot-setup";
+/// A set-up takes some 50 ms.
+const STRANGERS_LIMIT: Duration = Duration::from_secs(1);
+/// How everything begins that is said at a hapilot's door, also to those who are not let in.
+const ANSWER: [u8; 10] = *b"{\"answer\":";
+const AGAIN: Duration = Duration::from_millis(5);
 
 /// We live as long as this does.
 #[derive(Debug)]
@@ -34,6 +43,7 @@ impl Lease {
             let mut bytes = [0; 4];
             rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
                 .context("draw an instance")?;
+            fault::at(Point::Lease).context("take a lease")?;
             if let Some(lease) = Self::of(Instance::new(u32::from_ne_bytes(bytes)))? {
                 return Ok(lease);
             }
@@ -67,12 +77,61 @@ impl Lease {
 /// Whether that instance lives. Unlike `Lease::of` it never holds the name, not even for a moment.
 pub fn lives(instance: Instance) -> Result<bool> {
     let name = instance.lease_name();
-    match connect(&name) {
+    match connect(name.as_bytes()) {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(false),
         // A full queue needs somebody who listens.
         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(true),
         Err(error) => Err(error).with_context(|| format!("connect to @{name}")),
+    }
+}
+
+/// A connection to that instance's door.
+pub fn knock(instance: Instance) -> Result<tokio::net::UnixStream> {
+    let name = instance.lease_name();
+    let stream = connect(name.as_bytes()).with_context(|| format!("connect to @{name}"))?;
+    tokio::net::UnixStream::from_std(stream).with_context(|| format!("watch @{name}"))
+}
+
+/// The PID of that instance as we see it, whether it answers or not; `None` where it is in a PID
+/// namespace that we do not see.
+#[must_use]
+pub fn holder(instance: Instance) -> Option<i32> {
+    knock(instance).ok()?.peer_cred().ok()?.pid().filter(|pid| *pid > 0)
+}
+
+/// Who has the name of an instance that we cannot have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Occupant {
+    Hapilot,
+    /// Anybody can take the name of a dead one.
+    Stranger(String),
+    /// A living one may find its queue filled by somebody else.
+    Unknown(String),
+}
+
+impl Occupant {
+    /// Of our user or root's whoever listens is believed; a hapilot of another user says at once that
+    /// it does not know us.
+    pub async fn of(instance: Instance) -> Self {
+        let name = instance.lease_name();
+        let stream = connect(name.as_bytes()).and_then(tokio::net::UnixStream::from_std);
+        let mut stream = match stream {
+            Ok(stream) => stream,
+            // A hapilot has its name and listens in one breath, long before it writes anything.
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                return Self::Stranger(Holder(None).to_string());
+            }
+            Err(error) => return Self::Unknown(error.to_string()),
+        };
+        let holder = Holder(stream.peer_cred().ok());
+        if holder.is_trusted() {
+            return Self::Hapilot;
+        }
+        let mut start = [0; ANSWER.len()];
+        let answered = tokio::time::timeout(STRANGERS_LIMIT, stream.read_exact(&mut start)).await;
+        let is_hapilot = matches!(answered, Ok(Ok(_))) && start == ANSWER;
+        if is_hapilot { Self::Hapilot } else { Self::Stranger(holder.to_string()) }
     }
 }
 
@@ -88,24 +147,43 @@ pub fn living() -> Result<BTreeSet<Instance>> {
 #[derive(Debug)]
 #[must_use]
 pub struct SetupLock {
-    _listener: UnixListener,
+    /// `None` where a stranger keeps the name: to wait for him would be to never start.
+    _listener: Option<UnixListener>,
 }
 
 impl SetupLock {
-    /// Waits for the holder to hang up, which the kernel does for one that dies.
+    /// Waits for the holder to hang up, which the kernel does for one that dies. Anybody may take
+    /// the name; who is neither our user nor root is waited for only as long as a hapilot of his
+    /// would need it.
     pub async fn take(limit: Duration) -> Result<Self> {
-        tokio::time::timeout(limit, Self::wait()).await.with_context(|| {
-            format!("another hapilot has been setting up or tearing down for {limit:?}")
-        })?
+        let deadline = Instant::now() + limit;
+        for until in [deadline.min(Instant::now() + STRANGERS_LIMIT), deadline] {
+            if let Ok(taken) = tokio::time::timeout_at(until.into(), Self::wait()).await {
+                return taken;
+            }
+            let holder = Holder::of_setup_lock();
+            if !holder.is_trusted() {
+                // It may have hung up since.
+                if let Ok(listener) = listen(SETUP_LOCK) {
+                    return Ok(Self { _listener: Some(listener) });
+                }
+                warn!(
+                    "{holder} holds @{SETUP_LOCK}, which is for hapilots: going on without; end \
+                     that process (ss -xap shows it)"
+                );
+                return Ok(Self { _listener: None });
+            }
+        }
+        let holder = Holder::of_setup_lock();
+        bail!("another hapilot has been setting up or tearing down for {limit:?}: {holder}")
     }
 
     async fn wait() -> Result<Self> {
+        fault::within(Point::SetupLock).await?;
         loop {
             match listen(SETUP_LOCK) {
-                Ok(listener) => {
-                    return Ok(Self { _listener: listener });
-                }
-                Err(error) if error.kind() == ErrorKind::AddrInUse => hung_up().await?,
+                Ok(listener) => return Ok(Self { _listener: Some(listener) }),
+                Err(error) if error.kind() == ErrorKind::AddrInUse => hung_up().await,
                 Err(error) => {
                     return Err(error).with_context(|| format!("listen on @{SETUP_LOCK}"));
                 }
@@ -114,29 +192,43 @@ impl SetupLock {
     }
 }
 
-/// The holder never accepts: our connection ends when its listener does.
-async fn hung_up() -> Result<()> {
-    let stream = match connect(SETUP_LOCK) {
-        Ok(stream) => stream,
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Ok(()),
-        Err(error) => return Err(error).with_context(|| format!("connect to @{SETUP_LOCK}")),
-    };
-    let mut stream = tokio::net::UnixStream::from_std(stream).context("watch the set-up lock")?;
-    // End of file or a reset: either way it is gone.
-    let _gone = stream.read(&mut [0]).await;
-    Ok(())
+/// A hapilot never accepts here: our connection ends when its listener does.
+async fn hung_up() {
+    if let Ok(mut stream) =
+        connect(SETUP_LOCK.as_bytes()).and_then(tokio::net::UnixStream::from_std)
+    {
+        // End of file or a reset: either way it is gone.
+        let _gone = stream.read(&mut [0]).await;
+    }
+    // A stranger may not listen, have a full queue, or hang up on us and stay.
+    tokio::time::sleep(AGAIN).await;
 }
 
-fn listen(name: &str) -> io::Result<UnixListener> {
-    let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
+/// Who has the name of the lock, as far as the kernel tells.
+struct Holder(Option<UCred>);
+
+impl Holder {
+    fn of_setup_lock() -> Self {
+        let stream = connect(SETUP_LOCK.as_bytes()).and_then(tokio::net::UnixStream::from_std);
+        Self(stream.and_then(|stream| stream.peer_cred()).ok())
+    }
+
+    /// Who does not let us connect is no hapilot: those listen, and have a long queue.
+    fn is_trusted(&self) -> bool {
+        let own = rustix::process::geteuid().as_raw();
+        self.0.is_some_and(|peer| [0, own].contains(&peer.uid()))
+    }
 }
 
-/// std's own would block while the queue is full.
-fn connect(name: &str) -> io::Result<UnixStream> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    net::connect(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
-    Ok(socket.into())
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(peer) = self.0 else { return write!(f, "a process that lets nobody connect") };
+        match peer.pid().filter(|pid| *pid > 0) {
+            Some(pid) => {
+                let name = procfs::name(pid).unwrap_or_default();
+                write!(f, "process {pid} ({name}) of user {}", peer.uid())
+            }
+            None => write!(f, "a process of user {} in another container", peer.uid()),
+        }
+    }
 }

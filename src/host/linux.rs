@@ -9,25 +9,33 @@ use super::applied::Kernel;
 use super::bounded::Killed;
 use super::iptables::Iptables;
 use super::mark::TableId;
+use super::nftables::{Change, Nftables};
 use super::record::{Numbers, Record};
 use super::routing::{Added, Routing};
 use super::step::{Family, PROTOCOL, Step, Undo};
 use super::sysctl;
 use super::tproxy::Rule;
+use crate::fault::{self, Point};
+use crate::process::together::each;
 
 #[derive(Debug)]
 pub struct Linux {
     pub iptables: Iptables,
+    pub nftables: Nftables,
     pub routing: Routing,
     /// Of the other instances that live: what they still need is left to the last one out.
     pub others: Vec<Record>,
+    /// Rules of ours that could not be removed. Their table is not yet to be emptied.
+    stuck_rules: Vec<(Family, Numbers)>,
 }
 
 impl Linux {
     /// Needs a tokio runtime.
     pub fn open() -> Result<Self> {
         let iptables = Iptables::default();
-        Ok(Self { iptables, routing: Routing::open()?, others: Vec::new() })
+        let nftables = Nftables::default();
+        let (routing, others) = (Routing::open()?, Vec::new());
+        Ok(Self { iptables, nftables, routing, others, stuck_rules: Vec::new() })
     }
 
     /// No call goes on after `until`.
@@ -73,6 +81,9 @@ impl Linux {
     }
 
     async fn remove_route(&self, family: Family, table: TableId) -> Result<()> {
+        if self.stuck_rules.iter().any(|(of, numbers)| *of == family && numbers.table == table) {
+            bail!("the rule that leads there is not gone");
+        }
         // Our own rule is gone by now: another hapilot that still looks this table up needs it.
         let another = |rule: &Rule| rule.table == table.number() && rule.protocol == PROTOCOL;
         if self.routing.rules(family).await?.iter().any(another) {
@@ -86,8 +97,19 @@ impl Linux {
         Ok(self.routing.add_rule(family, numbers).await? == Added::New)
     }
 
+    /// Makes a way that packets take, unless it is there; whether it was not.
+    pub async fn restore_way(&mut self, step: &Step) -> Result<bool> {
+        let added = match step {
+            Step::PolicyRule { family, numbers } => self.routing.add_rule(*family, *numbers).await,
+            Step::LocalRoute { family, table } => self.routing.add_route(*family, *table).await,
+            _ => return Ok(false),
+        };
+        Ok(added.with_context(|| step.to_string())? == Added::New)
+    }
+
     /// Whether it is ours to take back.
     async fn try_apply(&mut self, step: &Step) -> Result<bool> {
+        fault::at(Point::Apply)?;
         Ok(match step {
             Step::Chain { place, chain } => {
                 self.iptables.new_chain(*place, *chain)?;
@@ -104,7 +126,36 @@ impl Linux {
             Step::NonlocalBind { family, .. } => Self::set_nonlocal_bind(*family)?,
             Step::PolicyRule { family, numbers } => self.add_rule(*family, *numbers).await?,
             Step::LocalRoute { family, table } => self.add_route(*family, *table).await?,
+            Step::Nftables(change) => {
+                self.nftables
+                    .commit(std::slice::from_ref(change))
+                    .map_err(|refused| refused.error)?;
+                true
+            }
         })
+    }
+
+    async fn try_undo(&mut self, undo: &Undo) -> Result<()> {
+        fault::at(Point::Undo)?;
+        match undo {
+            Undo::RemoveChain { place, chain } => self.iptables.remove_chain(*place, *chain),
+            Undo::RemoveJump { place, from, rule } => self.iptables.delete(*place, from, rule),
+            Undo::RestoreNonlocalBind { family, former } => {
+                self.restore_nonlocal_bind(*family, *former)
+            }
+            Undo::RestoreMigration { former } => match sysctl::value(sysctl::MIGRATE)? {
+                Some(1) => sysctl::set(sysctl::MIGRATE, *former),
+                _ => Ok(()),
+            },
+            Undo::RemovePolicyRule { family, numbers } => {
+                self.routing.delete_rule(*family, *numbers).await
+            }
+            Undo::RemoveLocalRoute { family, table } => self.remove_route(*family, *table).await,
+            Undo::Nftables(change) => match self.nftables.commit(std::slice::from_ref(change)) {
+                Err(refused) if !refused.is_absent() => Err(refused.error.into()),
+                _ => Ok(()),
+            },
+        }
     }
 
     /// A program that was killed may have finished its work in the kernel. What it was about bears
@@ -133,39 +184,29 @@ impl Kernel for Linux {
     }
 
     async fn undo(&mut self, undo: &Undo) -> Result<()> {
-        match undo {
-            Undo::RemoveChain { place, chain } => self.iptables.remove_chain(*place, *chain),
-            Undo::RemoveJump { place, from, rule } => self.iptables.delete(*place, from, rule),
-            Undo::RestoreNonlocalBind { family, former } => {
-                self.restore_nonlocal_bind(*family, *former)
+        let answer = self.try_undo(undo).await;
+        if let Undo::RemovePolicyRule { family, numbers } = undo {
+            self.stuck_rules.retain(|stuck| *stuck != (*family, *numbers));
+            if answer.is_err() {
+                self.stuck_rules.push((*family, *numbers));
             }
-            Undo::RestoreMigration { former } => match sysctl::value(sysctl::MIGRATE)? {
-                Some(1) => sysctl::set(sysctl::MIGRATE, *former),
-                _ => Ok(()),
-            },
-            Undo::RemovePolicyRule { family, numbers } => {
-                self.routing.delete_rule(*family, *numbers).await
-            }
-            Undo::RemoveLocalRoute { family, table } => self.remove_route(*family, *table).await,
-        }
-    }
-
-    async fn apply_together(&mut self, steps: &[Step]) -> Result<()> {
-        let place = steps.first().and_then(Step::fills).context("fill chains of one place")?;
-        let lines = steps.iter().map(|step| match step {
-            Step::Chain { chain, .. } => Ok(format!("-N {chain}")),
-            Step::Entry { chain, rule, .. } => Ok(format!("-A {chain} {rule}")),
-            other => Err(anyhow!("{other} fills no chain")),
-        });
-        let lines: Vec<String> = lines.collect::<Result<_>>()?;
-        let answer = self.iptables.transaction(place, &lines);
-        if let Err(error) = &answer {
-            self.take_back_if_killed(error, steps).await;
         }
         answer
     }
 
+    async fn apply_together(&mut self, groups: &[&[Step]]) -> Vec<Result<()>> {
+        let (iptables, nftables) = (self.iptables, &self.nftables);
+        let answers = each(groups, |steps| transact(iptables, nftables, steps));
+        for (steps, answer) in groups.iter().zip(&answers) {
+            if let Err(error) = answer {
+                self.take_back_if_killed(error, steps).await;
+            }
+        }
+        answers
+    }
+
     async fn undo_together(&mut self, undos: &[Undo]) -> Result<()> {
+        fault::at(Point::Undo)?;
         let place = undos.first().and_then(Undo::empties).context("empty chains of one place")?;
         let mut lines = Vec::new();
         for undo in undos.iter().rev() {
@@ -178,5 +219,24 @@ impl Kernel for Linux {
             }
         }
         self.iptables.transaction(place, &lines)
+    }
+}
+
+/// All of these, which are of one place, in one transaction.
+fn transact(iptables: Iptables, nftables: &Nftables, steps: &[Step]) -> Result<()> {
+    fault::at(Point::Apply)?;
+    let lines = steps.iter().map(|step| match step {
+        Step::Chain { chain, .. } => Ok(format!("-N {chain}")),
+        Step::Entry { chain, rule, .. } => Ok(format!("-A {chain} {rule}")),
+        other => Err(anyhow!("{other} fills no chain")),
+    });
+    match (steps, steps.first().and_then(Step::place)) {
+        // A program for one command says better what is wrong.
+        ([Step::Jump { place, from, rule }], _) => iptables.append(*place, from, rule),
+        (_, Some(place)) => iptables.transaction(place, &lines.collect::<Result<Vec<_>>>()?),
+        (_, None) => {
+            let changes = steps.iter().filter_map(Step::nftables).cloned();
+            Ok(nftables.commit(&changes.collect::<Vec<Change>>())?)
+        }
     }
 }

@@ -2,24 +2,29 @@
 //!
 //! `plan` says what is changed, as a list of `step`s, each with its undo; `tproxy` chooses the
 //! numbers; `applied` runs steps and remembers the undos; `linux` is the kernel that does them, by
-//! `iptables`, `routing` and `sysctl`. The first thing in the kernel is a chain whose comment
-//! carries a `record` of all the rest; the `lease` says that its instance lives; `sweep` removes
-//! what an instance that lives no more left behind. `barrier` is the chain that stops SYNs during a
-//! hand-over. `preflight` looks before anything is changed.
+//! `iptables` or `nftables` (`backend`), `routing` and `sysctl`. The first thing in the kernel is a
+//! `record` of all the rest, in the comment of a chain or of a table; the `lease` says that its
+//! instance lives; `sweep` removes what an instance that lives no more left behind.
+//! `watch` hears when others remove something, by what `notice` reads in the kernel's words, and
+//! `mend` makes it whole. `barrier` is the
+//! chain that stops SYNs during a hand-over, and `debts` what of it is still to be taken back. `preflight` looks before anything is changed.
 //! `Host` is the door for the rest of the crate.
-//!
-//! Another backend (nftables) would be another `Place` of steps and another caller beside
-//! `iptables`; record, lease and sweep stay.
 
 pub mod applied;
+pub mod backend;
 pub mod barrier;
 mod bounded;
+pub mod debts;
 mod facade;
 pub mod instance;
 pub mod iptables;
 pub mod lease;
 pub mod linux;
 pub mod mark;
+pub mod mend;
+pub mod netlink;
+pub mod nftables;
+pub mod notice;
 pub mod plan;
 pub mod preflight;
 pub mod record;
@@ -30,5 +35,6 @@ pub mod survey;
 pub mod sweep;
 pub mod sysctl;
 pub mod tproxy;
+pub mod watch;
 
 pub use facade::{Host, Owned, TearDownError, Wanted, plan as plan_for};

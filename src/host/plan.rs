@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use super::backend::Backend;
 use super::instance::{ChainName, Purpose};
 use super::mark::{FwMark, Intercept};
+use super::nftables::{Change, Kind, Ruleset, Table};
 use super::record::Record;
 use super::step::{Family, Place, Program, Step};
 
@@ -19,7 +21,7 @@ pub struct Plan {
 /// What a plan is made from, once the numbers are chosen.
 #[derive(Clone, Debug)]
 pub struct Draft<'a> {
-    pub program: Program,
+    pub backend: Backend,
     pub families: &'a [Family],
     pub record: Record,
     pub intercept: &'a [Intercept],
@@ -30,31 +32,11 @@ impl Plan {
     /// record is first, and the jump, without which nothing is diverted, is last.
     #[must_use]
     pub fn new(draft: &Draft<'_>) -> Self {
-        let Draft { families, record, intercept, .. } = draft;
-        let mut foundation = Vec::new();
-        for &family in *families {
-            foundation.extend(draft.diversion_chain(family));
-            if !intercept.is_empty() {
-                foundation.extend(draft.interception_chain(family));
-            }
-        }
-        for &family in *families {
-            if let Some(former) = record.former.of(family) {
-                foundation.push(Step::NonlocalBind { family, former });
-            }
-        }
-        for &family in *families {
-            let numbers = record.numbers;
-            // The rule last, so it never points at an empty table.
-            foundation.push(Step::LocalRoute { family, table: numbers.table });
-            foundation.push(Step::PolicyRule { family, numbers });
-        }
-        foundation.extend(families.iter().map(|&f| draft.jump(f, Purpose::Diversion)));
-        let interception = if intercept.is_empty() {
-            Vec::new()
-        } else {
-            families.iter().map(|&f| draft.jump(f, Purpose::Interception)).collect()
+        let ((begin, end), interception) = match draft.backend {
+            Backend::Iptables(program) => draft.iptables(program),
+            Backend::Nftables => draft.nftables(),
         };
+        let foundation = [begin, draft.routing(), end].concat();
         Self { foundation, interception }
     }
 
@@ -62,6 +44,9 @@ impl Plan {
         self.foundation.iter().chain(&self.interception)
     }
 }
+
+/// What is before the routing and what behind, and the interception.
+type Parts = ((Vec<Step>, Vec<Step>), Vec<Step>);
 
 /// For `hapilot plan`: each step as a person would type it, and below what undoes it.
 impl fmt::Display for Plan {
@@ -81,23 +66,62 @@ fn write_steps(f: &mut fmt::Formatter<'_>, steps: &[Step]) -> fmt::Result {
         writeln!(f, "{step}")?;
         match step.undo() {
             Some(undo) => writeln!(f, "    # undo: {undo}")?,
-            None => writeln!(f, "    # undo: goes with its chain")?,
+            None => writeln!(f, "    # undo: goes with its {}", step.container())?,
         }
     }
     Ok(())
 }
 
 impl Draft<'_> {
-    fn place(&self, family: Family) -> Place {
-        Place { program: self.program, family }
+    fn iptables(&self, program: Program) -> Parts {
+        let places = || self.families.iter().map(|&family| Place { program, family });
+        let jumps = |purpose| places().map(|place| self.jump(place, purpose)).collect();
+        let mut chains = Vec::new();
+        for place in places() {
+            chains.extend(self.diversion_chain(place));
+            if !self.intercept.is_empty() {
+                chains.extend(self.interception_chain(place));
+            }
+        }
+        let interception =
+            if self.intercept.is_empty() { Vec::new() } else { jumps(Purpose::Interception) };
+        ((chains, jumps(Purpose::Diversion)), interception)
+    }
+
+    /// The record alone comes first: it is all that is left after a kill.
+    fn nftables(&self) -> Parts {
+        let instance = self.record.instance;
+        let note = Table { instance, kind: Kind::Record };
+        let note = Change::AddNote(note, self.record.to_string());
+        let rules = Ruleset {
+            table: Table { instance, kind: Kind::Rules },
+            families: self.families,
+            mark: self.record.numbers.mark,
+            intercept: self.intercept,
+        };
+        let steps = |changes: Vec<Change>| changes.into_iter().map(Step::Nftables).collect();
+        ((vec![Step::Nftables(note)], steps(rules.foundation())), steps(rules.interception()))
+    }
+
+    fn routing(&self) -> Vec<Step> {
+        let Record { numbers, former, .. } = self.record;
+        let former = |&family: &Family| Some((family, former.of(family)?));
+        let former = self.families.iter().filter_map(former);
+        let sysctls = former.map(|(family, former)| Step::NonlocalBind { family, former });
+        // The rule last, so it never points at an empty table.
+        let ways = self.families.iter().flat_map(|&family| {
+            let route = Step::LocalRoute { family, table: numbers.table };
+            [route, Step::PolicyRule { family, numbers }]
+        });
+        sysctls.chain(ways).collect()
     }
 
     fn chain(&self, purpose: Purpose) -> ChainName {
         ChainName { instance: self.record.instance, purpose }
     }
 
-    fn diversion_chain(&self, family: Family) -> [Step; 3] {
-        let (place, chain) = (self.place(family), self.chain(Purpose::Diversion));
+    fn diversion_chain(&self, place: Place) -> [Step; 3] {
+        let chain = self.chain(Purpose::Diversion);
         let (record, mark) = (self.record, self.record.numbers.mark);
         let mark_it = format!("-m comment --comment {record} -j MARK --set-xmark {mark}");
         [
@@ -107,17 +131,17 @@ impl Draft<'_> {
         ]
     }
 
-    fn interception_chain(&self, family: Family) -> Vec<Step> {
-        let (place, chain) = (self.place(family), self.chain(Purpose::Interception));
+    fn interception_chain(&self, place: Place) -> Vec<Step> {
+        let chain = self.chain(Purpose::Interception);
         let mark = self.record.numbers.mark;
         let entries =
             self.intercept.iter().map(|i| Step::Entry { place, chain, rule: tproxy(*i, mark) });
         std::iter::once(Step::Chain { place, chain }).chain(entries).collect()
     }
 
-    fn jump(&self, family: Family, purpose: Purpose) -> Step {
+    fn jump(&self, place: Place, purpose: Purpose) -> Step {
         let rule = jump_to(self.chain(purpose));
-        Step::Jump { place: self.place(family), from: "PREROUTING".into(), rule }
+        Step::Jump { place, from: "PREROUTING".into(), rule }
     }
 }
 
@@ -180,7 +204,7 @@ iptables-legacy -t mangle -A PREROUTING ! -i lo -p tcp -j HAPILOT-00c0ffee-TPROX
             },
             former: Former { v4: Some(0), v6: None },
         };
-        Draft { program: Program::Legacy, families, record, intercept }
+        Draft { backend: Backend::Iptables(Program::Legacy), families, record, intercept }
     }
 
     fn intercept() -> [Intercept; 1] {
@@ -192,6 +216,30 @@ iptables-legacy -t mangle -A PREROUTING ! -i lo -p tcp -j HAPILOT-00c0ffee-TPROX
     fn the_plan_reads_as_a_person_would_type_it() {
         let plan = Plan::new(&draft(&[Family::V4], &intercept()));
         assert_eq!(plan.to_string(), GOLDEN);
+    }
+
+    #[test]
+    fn with_nftables_the_record_is_first_and_the_rules_are_last() {
+        let intercept = intercept();
+        let draft = Draft { backend: Backend::Nftables, ..draft(&Family::BOTH, &intercept) };
+        let plan = Plan::new(&draft);
+        let text: Vec<String> = plan.foundation.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            text[0],
+            "nft add table inet HAPILOT-00c0ffee-RECORD \
+             '{ comment \"hapilot:00c0ffee:0x10000000/0x10000000:29000:170:0:-\"; }'"
+        );
+        let table = text.iter().position(|line| line.contains("HAPILOT-00c0ffee #")).unwrap();
+        assert!(text[1..table].iter().all(|line| !line.starts_with("nft")), "{text:#?}");
+        assert!(text[table..].iter().all(|line| line.starts_with("nft")), "{text:#?}");
+        let [intercept] = &plan.interception[..] else { unreachable!() };
+        assert_eq!(
+            intercept.to_string(),
+            "nft 'add rule inet HAPILOT-00c0ffee intercept tcp dport 80 tproxy to :8080 counter \
+             meta mark set meta mark & 0xefffffff | 0x10000000 accept'"
+        );
+        let undo = intercept.undo().unwrap().to_string();
+        assert_eq!(undo, "nft flush chain inet HAPILOT-00c0ffee intercept");
     }
 
     #[test]

@@ -7,9 +7,16 @@ use std::path::Path;
 use rustix::thread::{CapabilitySet, capabilities};
 
 use super::Wanted;
+use super::backend::{Backend, Firewall};
+use super::instance::Instance;
 use super::iptables::{Iptables, installed};
+use super::mark::FwMark;
+use super::nftables::ruleset::trial;
+use super::nftables::socket::Refused;
+use super::nftables::{Change, Kind, Nftables, Ruleset, Table};
 use super::saved::Saved;
 use super::step::{Family, Place, Program};
+use super::survey::Snapshot;
 use super::sysctl;
 use crate::problem::Problem;
 use crate::process::together::{both, each};
@@ -17,27 +24,39 @@ use crate::process::together::{both, each};
 /// Where our sockets live.
 pub const RUN_DIRECTORY: &str = "/run/hapilot";
 
+const NFT_IPV6: Place = Place { program: Program::Nft, family: Family::V6 };
+
 /// What the host is like.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// The one that is written to; `None` when none works.
-    pub program: Option<Program>,
+    pub backend: Option<Backend>,
     /// Why that one: for the start-up line.
     pub why: String,
     /// Every one that works here: a dead instance may have used another.
     pub programs: Vec<Program>,
+    /// Whether this kernel has tables of nftables.
+    pub nftables: bool,
     /// IPv4, and IPv6 where it works.
     pub families: Vec<Family>,
+    /// What was there; the set-up looks again only if somebody has changed it.
+    pub snapshot: Option<Snapshot>,
     /// As PID 1 orphans come to us; else we must become a child subreaper.
     pub pid_1: bool,
 }
 
 impl Facts {
-    /// The program that is taken, and why.
+    /// The firewall that is taken, and why.
     #[must_use]
     pub fn firewall(&self) -> String {
-        let program = self.program.map_or("none", |program| program.command(Family::V4));
-        format!("{program} ({})", self.why)
+        let backend = self.backend.map_or_else(|| "none".into(), |backend| backend.to_string());
+        format!("{backend} ({})", self.why)
+    }
+
+    /// Whether there is anything in which a dead instance may have left something.
+    #[must_use]
+    pub fn can_be_swept(&self) -> bool {
+        self.nftables || !self.programs.is_empty()
     }
 }
 
@@ -58,10 +77,12 @@ pub struct Findings {
 pub fn look(wanted: &Wanted) -> Findings {
     let mut findings = Findings {
         facts: Facts {
-            program: None,
+            backend: None,
             why: String::new(),
             programs: Vec::new(),
+            nftables: false,
             families: vec![Family::V4],
+            snapshot: None,
             pid_1: std::process::id() == 1,
         },
         problems: run_directory(Path::new(RUN_DIRECTORY)).into_iter().collect(),
@@ -100,11 +121,26 @@ fn run_directory(path: &Path) -> Option<Problem> {
 
 impl Findings {
     fn look_at_the_network(&mut self, wanted: &Wanted) {
-        let iptables = Iptables::default();
-        match self.choose_program(&iptables, wanted) {
-            Ok(()) => {}
-            Err(problems) => self.transparent.extend(problems),
-        }
+        let (iptables, nftables) = (Iptables::default(), Nftables::default());
+        // A look that fails is a kernel without: nothing of ours can be there then.
+        self.facts.nftables = nftables.tables().is_ok();
+        let generation = nftables.generation().ok();
+        let Read { usable, unusable, places } = Read::by(&iptables);
+        self.facts.programs = usable.iter().map(|(program, _)| *program).collect();
+        self.facts.snapshot = generation.map(|generation| Snapshot::new(generation, places));
+        let by_program =
+            |this: &mut Self| this.choose_program(&iptables, &usable, unusable, wanted);
+        let chosen = match wanted.firewall {
+            Firewall::Iptables => by_program(self),
+            Firewall::Nftables => self.choose_nftables(&nftables, wanted, "it is asked for"),
+            Firewall::Auto => by_program(self).or_else(|problems| {
+                let reason = problems.first().map(|problem| problem.what.as_str());
+                let reason = reason.unwrap_or("no iptables program works here");
+                let chosen = self.choose_nftables(&nftables, wanted, reason);
+                chosen.map_err(|more| [problems, more].concat())
+            }),
+        };
+        self.transparent.extend(chosen.err().unwrap_or_default());
         let closed = |family: &Family| {
             matches!(sysctl::read(*family), Ok(Some(value)) if value != 1)
                 && !sysctl::writable(*family)
@@ -114,19 +150,21 @@ impl Findings {
     }
 
     /// The first of the candidates with which everything works; else what the best one lacks.
-    fn choose_program(&mut self, iptables: &Iptables, wanted: &Wanted) -> Result<(), Vec<Problem>> {
-        let (usable, mut problems) = usable_programs(iptables);
-        self.facts.programs = usable.iter().map(|(program, _)| *program).collect();
-        let counts: Vec<(Program, usize)> =
-            usable.iter().map(|(program, saved)| (*program, saved.foreign_rules)).collect();
-        for (program, why) in preferences(&counts) {
+    fn choose_program(
+        &mut self,
+        iptables: &Iptables,
+        usable: &[(Program, usize)],
+        mut problems: Vec<Problem>,
+        wanted: &Wanted,
+    ) -> Result<(), Vec<Problem>> {
+        for (program, why) in preferences(usable) {
             let place = |family| Place { program, family };
             let (lacking, lacking_for_ipv6) = both(
                 || lacking(iptables, place(Family::V4), wanted),
                 || lacking_for_ipv6(iptables, place(Family::V6), wanted),
             );
             if lacking.is_empty() {
-                self.facts.program = Some(program);
+                self.facts.backend = Some(Backend::Iptables(program));
                 self.facts.why = why;
                 self.judge_ipv6(&lacking_for_ipv6);
                 return Ok(());
@@ -134,6 +172,25 @@ impl Findings {
             problems.extend(lacking);
         }
         Err(problems)
+    }
+
+    /// One table for both protocols, so both have what it needs or neither.
+    fn choose_nftables(
+        &mut self,
+        nftables: &Nftables,
+        wanted: &Wanted,
+        why: &str,
+    ) -> Result<(), Vec<Problem>> {
+        let off: Vec<String> = ipv6_off().map(str::to_owned).into_iter().collect();
+        let families = if off.is_empty() { &Family::BOTH[..] } else { &[Family::V4] };
+        let table = Table { instance: Instance::new(0), kind: Kind::Rules };
+        let Some(mark) = FwMark::new(1, 1) else { return Ok(()) };
+        let rules = Ruleset { table, families, mark, intercept: &wanted.intercept };
+        nftables.probe(&trial(&rules)).map_err(|refused| vec![lacking_in_nftables(&refused)])?;
+        self.facts.backend = Some(Backend::Nftables);
+        why.clone_into(&mut self.facts.why);
+        self.judge_ipv6(&off);
+        Ok(())
     }
 
     fn judge_ipv6(&mut self, lacking: &[String]) {
@@ -146,6 +203,16 @@ impl Findings {
             ));
         }
     }
+}
+
+fn lacking_in_nftables(refused: &Refused) -> Problem {
+    let mend = match &refused.change {
+        Some(Change::AddTable(_)) => {
+            "tables with an owner need Linux 5.12; use an iptables program"
+        }
+        _ => "run 'modprobe -a nf_tables nft_socket nft_tproxy' on the host",
+    };
+    Problem::new(format!("nftables does not do what is needed: {refused}"), mend)
 }
 
 fn lacking_for_ipv6(iptables: &Iptables, place: Place, wanted: &Wanted) -> Vec<String> {
@@ -164,31 +231,57 @@ fn ipv6_off() -> Option<&'static str> {
     disabled.is_ok_and(|text| text.trim() == "1").then_some("IPv6 is disabled on lo")
 }
 
-/// Those that are installed and can read IPv4 rules, with what they read.
-fn usable_programs(iptables: &Iptables) -> (Vec<(Program, Saved)>, Vec<Problem>) {
-    let there =
-        |p: &Program| installed(p.command(Family::V4)) && installed(p.save_command(Family::V4));
-    let mut candidates: Vec<Program> =
-        [Program::Nft, Program::Legacy].into_iter().filter(there).collect();
-    if candidates.is_empty() {
-        candidates.extend(Some(Program::Plain).filter(there));
+/// What the programs read.
+#[derive(Default)]
+struct Read {
+    /// Those that are installed and can read IPv4 rules, with how many of them are others'.
+    usable: Vec<(Program, usize)>,
+    unusable: Vec<Problem>,
+    /// Of `iptables-nft`.
+    places: Vec<(Place, Saved)>,
+}
+
+impl Read {
+    fn by(iptables: &Iptables) -> Self {
+        let mut read = Self::default();
+        let there =
+            |p: &Program| installed(p.command(Family::V4)) && installed(p.save_command(Family::V4));
+        let mut candidates: Vec<Program> =
+            [Program::Nft, Program::Legacy].into_iter().filter(there).collect();
+        if candidates.is_empty() {
+            candidates.extend(Some(Program::Plain).filter(there));
+        }
+        if candidates.is_empty() {
+            let path = env::var_os("PATH").unwrap_or_default();
+            let what = format!("no iptables program in PATH={}", path.display());
+            read.unusable.push(Problem::new(what, "use an image that has the package iptables"));
+        }
+        let mut places: Vec<Place> =
+            candidates.iter().map(|&program| Place { program, family: Family::V4 }).collect();
+        // For the snapshot alone: IPv6 is judged by the trial of its rules.
+        places.extend(candidates.contains(&Program::Nft).then_some(NFT_IPV6));
+        let saved = each(&places, |&place| iptables.saved(place));
+        for (place, saved) in places.into_iter().zip(saved) {
+            match saved {
+                Ok(saved) => read.put(place, saved),
+                Err(_) if place == NFT_IPV6 => {}
+                Err(error) => {
+                    let mend = kernel_mend(place.program);
+                    read.unusable.push(Problem::new(format!("{error:#}"), mend));
+                }
+            }
+        }
+        read
     }
-    if candidates.is_empty() {
-        let path = env::var_os("PATH").unwrap_or_default();
-        let what = format!("no iptables program in PATH={}", path.display());
-        let problem = Problem::new(what, "use an image that has the package iptables");
-        return (Vec::new(), vec![problem]);
-    }
-    let mut usable = Vec::new();
-    let mut problems = Vec::new();
-    let saved = each(&candidates, |&program| iptables.saved(Place { program, family: Family::V4 }));
-    for (program, saved) in candidates.into_iter().zip(saved) {
-        match saved {
-            Ok(saved) => usable.push((program, saved)),
-            Err(error) => problems.push(Problem::new(format!("{error:#}"), kernel_mend(program))),
+
+    fn put(&mut self, place: Place, saved: Saved) {
+        if place.family == Family::V4 {
+            self.usable.push((place.program, saved.foreign_rules));
+        }
+        if place.program == Program::Nft {
+            self.places.push((place, saved));
         }
     }
-    (usable, problems)
 }
 
 /// In the order in which they are tried: the one in which the host's other rules are.

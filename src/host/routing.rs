@@ -20,6 +20,7 @@ use super::mark::{FwMark, TableId};
 use super::record::Numbers;
 use super::step::{Family, PROTOCOL};
 use super::tproxy::Rule;
+use crate::fault::{self, Point};
 
 /// The kernel answers in microseconds; it can still be stuck on the lock that all routing shares.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -68,9 +69,13 @@ impl Routing {
         let limit = self
             .until
             .map_or(LIMIT, |until| until.saturating_duration_since(Instant::now()).min(LIMIT));
+        let call = async {
+            fault::within(Point::Routing).await?;
+            anyhow::Ok(call.await)
+        };
         let answer = tokio::time::timeout(limit, call)
             .await
-            .with_context(|| format!("no answer from the kernel after {limit:?}"))?;
+            .with_context(|| format!("no answer from the kernel after {limit:?}"))??;
         match answer {
             Ok(value) => Ok(Ok(value)),
             Err(error) => match errno(&error) {

@@ -7,6 +7,7 @@ use std::fmt;
 
 use super::instance::ChainName;
 use super::mark::TableId;
+use super::nftables::{Change, Kind};
 use super::record::Numbers;
 use super::sysctl::MIGRATE;
 
@@ -135,6 +136,17 @@ pub enum Step {
         family: Family,
         table: TableId,
     },
+    Nftables(Change),
+}
+
+/// Neighbours of the same stage can be done at the same time, those of one place in one transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Chains of ours are made and filled.
+    Chains,
+    /// What leads into them.
+    Jumps,
+    Nftables,
 }
 
 /// What takes a step back. Doing it twice is not an error.
@@ -165,6 +177,7 @@ pub enum Undo {
         family: Family,
         table: TableId,
     },
+    Nftables(Change),
 }
 
 impl Step {
@@ -179,13 +192,26 @@ impl Step {
         }
     }
 
-    /// Neighbours with the same place fill chains of ours: one transaction can do them all.
+    /// `None`: it is done by itself.
     #[must_use]
-    pub fn fills(&self) -> Option<Place> {
+    pub fn stage(&self) -> Option<Stage> {
         match self {
-            Self::Chain { place, .. } | Self::Entry { place, .. } => Some(*place),
+            Self::Chain { .. } | Self::Entry { .. } => Some(Stage::Chains),
+            Self::Jump { .. } => Some(Stage::Jumps),
+            Self::Nftables(_) => Some(Stage::Nftables),
             _ => None,
         }
+    }
+
+    #[must_use]
+    pub fn nftables(&self) -> Option<&Change> {
+        if let Self::Nftables(change) = self { Some(change) } else { None }
+    }
+
+    /// What it is in, and goes with.
+    #[must_use]
+    pub fn container(&self) -> &'static str {
+        if self.nftables().is_some() { "table" } else { "chain" }
     }
 
     /// `None`: it goes when something else goes.
@@ -198,6 +224,7 @@ impl Step {
             Self::NonlocalBind { family, former } => Undo::RestoreNonlocalBind { family, former },
             Self::PolicyRule { family, numbers } => Undo::RemovePolicyRule { family, numbers },
             Self::LocalRoute { family, table } => Undo::RemoveLocalRoute { family, table },
+            Self::Nftables(change) => Undo::Nftables(change.undo()?),
         })
     }
 }
@@ -220,7 +247,8 @@ impl Undo {
     pub fn urgency(&self) -> u8 {
         match (self, self.empties().map(|place| place.family)) {
             (_, Some(Family::V6)) => 3,
-            (Self::RemoveJump { .. }, _) => 2,
+            (Self::Nftables(change), _) if change.table().kind == Kind::Record => 0,
+            (Self::RemoveJump { .. } | Self::Nftables(_), _) => 2,
             (Self::RemoveChain { .. }, _) => 0,
             _ => 1,
         }
@@ -246,6 +274,7 @@ impl Undo {
             Self::RemoveLocalRoute { family, table } => {
                 format!("{} route in table {table}: local default dev lo", family.ip())
             }
+            Self::Nftables(change) => change.subject(),
         }
     }
 }
@@ -261,6 +290,7 @@ impl fmt::Display for Step {
             }
             Self::PolicyRule { family, numbers } => policy_rule(f, "add", *family, *numbers),
             Self::LocalRoute { family, table } => local_route(f, "add", *family, *table),
+            Self::Nftables(change) => change.fmt(f),
         }
     }
 }
@@ -278,6 +308,7 @@ impl fmt::Display for Undo {
             Self::RestoreMigration { former } => write!(f, "sysctl -w {MIGRATE}={former}"),
             Self::RemovePolicyRule { family, numbers } => policy_rule(f, "del", *family, *numbers),
             Self::RemoveLocalRoute { family, table } => local_route(f, "del", *family, *table),
+            Self::Nftables(change) => change.fmt(f),
         }
     }
 }

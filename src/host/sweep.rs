@@ -1,7 +1,7 @@
 //! Removes what dead instances left behind.
 //!
 //! An instance is dead when its lease can be taken; we hold it while we clean, which keeps a second
-//! sweeper away. Its chain of diversion carries the record of all the rest, so it goes last, and
+//! sweeper away. Where a stranger has the name of a dead one we clean without. Its chain of diversion, or a table, carries the record of all the rest: it goes last, and
 //! stays when something could not be removed: the next sweep then still knows.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,13 +11,14 @@ use anyhow::{Context, Result};
 
 use super::applied::{Failure, Kernel};
 use super::instance::{ChainName, Instance, Purpose};
-use super::lease::{self, Lease, SetupLock};
+use super::lease::{self, Lease, Occupant, SetupLock};
 use super::linux::Linux;
+use super::nftables::{Change, Kind, Table};
 use super::preflight::Facts;
 use super::record::{Migration, Record};
-use super::saved::Saved;
 use super::step::{Family, Place, Undo};
 use super::survey::Survey;
+use crate::problem::Problem;
 
 const LOCK_LIMIT: Duration = Duration::from_secs(10);
 
@@ -27,6 +28,8 @@ pub struct Swept {
     pub instances: Vec<Instance>,
     pub undone: Vec<Undo>,
     pub failures: Vec<Failure>,
+    /// Of names that are taken by somebody who is no hapilot, or may be none.
+    pub warnings: Vec<Problem>,
 }
 
 /// `us`: an instance that lives and has nothing in the kernel yet. Needs a tokio runtime.
@@ -44,12 +47,21 @@ pub(super) async fn sweep_seen(
     us: Option<Instance>,
 ) -> Result<Swept> {
     let mut swept = Swept::default();
-    for (instance, leftover) in leftovers(&survey.places) {
-        let Some(_held) = Lease::of(instance)? else {
-            continue;
-        };
-        swept.instances.push(instance);
-        remove(kernel, &leftover, &mut swept).await;
+    let mut found = Vec::new();
+    for (instance, leftover) in leftovers(survey) {
+        found.push((instance, leftover, Lease::of(instance)?));
+    }
+    let taken = found.iter().filter(|(_, _, held)| held.is_none()).map(|(instance, ..)| *instance);
+    let occupants = occupants(taken).await;
+    swept.warnings.extend(occupants.iter().filter_map(|(instance, who)| about(*instance, who)));
+    kernel.others.retain(|record| !is_stranger(&occupants, record.instance));
+    for (instance, leftover, held) in &found {
+        if held.is_some() || is_stranger(&occupants, *instance) {
+            swept.instances.push(*instance);
+            // It may have died since we looked: nobody who lives needs its sysctls then.
+            kernel.others.retain(|other| other.instance != *instance);
+            remove(kernel, leftover, &mut swept).await;
+        }
     }
     for undo in unrecorded(kernel, survey, us).await? {
         attempt(kernel, undo, &mut swept).await;
@@ -61,8 +73,10 @@ pub(super) async fn sweep_seen(
 pub async fn dry_run(facts: &Facts, us: Option<Instance>) -> Result<Vec<Undo>> {
     let (kernel, survey) = look(facts)?;
     let mut undos = Vec::new();
-    for (instance, leftover) in leftovers(&survey.places) {
-        if !lease::lives(instance)? {
+    let leftovers = leftovers(&survey);
+    let occupants = occupants(leftovers.keys().copied()).await;
+    for (instance, leftover) in leftovers {
+        if is_stranger(&occupants, instance) {
             undos.extend(leftover.undos());
             undos.extend(leftover.record_chains());
         }
@@ -71,9 +85,41 @@ pub async fn dry_run(facts: &Facts, us: Option<Instance>) -> Result<Vec<Undo>> {
     Ok(undos)
 }
 
+/// Asked all at the same time, for each may keep silent. To a free name nobody answers, as to that of
+/// a stranger.
+async fn occupants(instances: impl Iterator<Item = Instance>) -> BTreeMap<Instance, Occupant> {
+    let asked = instances.map(async |instance| (instance, Occupant::of(instance).await));
+    futures_util::future::join_all(asked).await.into_iter().collect()
+}
+
+fn is_stranger(occupants: &BTreeMap<Instance, Occupant>, instance: Instance) -> bool {
+    matches!(occupants.get(&instance), Some(Occupant::Stranger(_)))
+}
+
+fn about(instance: Instance, occupant: &Occupant) -> Option<Problem> {
+    const END: &str = "end that process (ss -xap shows it)";
+    let name = instance.lease_name();
+    match occupant {
+        Occupant::Hapilot => None,
+        Occupant::Stranger(who) => Some(Problem::new(
+            format!(
+                "{who} has the name @{name}, of a dead hapilot, whose rules are removed all the same"
+            ),
+            END,
+        )),
+        Occupant::Unknown(why) => Some(Problem::new(
+            format!(
+                "who has the name @{name} cannot be asked ({why}), and is taken for a hapilot that \
+                 lives: its rules stay"
+            ),
+            format!("if it is none, {END} and sweep again"),
+        )),
+    }
+}
+
 pub(super) fn look(facts: &Facts) -> Result<(Linux, Survey)> {
     let mut kernel = Linux::open()?;
-    let survey = Survey::take(&kernel.iptables, &facts.programs, &facts.families)?;
+    let survey = Survey::take(&kernel, facts)?;
     kernel.others = survey.living_records(None)?;
     Ok((kernel, survey))
 }
@@ -81,10 +127,6 @@ pub(super) fn look(facts: &Facts) -> Result<(Linux, Survey)> {
 /// Rules and routes of ours whose record is gone: somebody flushed the firewall, and then that
 /// instance died. While one lives that has no record, they may be its own, and stay.
 async fn unrecorded(kernel: &Linux, survey: &Survey, us: Option<Instance>) -> Result<Vec<Undo>> {
-    let recorded = |instance: Instance| survey.records().any(|r| r.instance == instance);
-    if lease::living()?.into_iter().any(|living| Some(living) != us && !recorded(living)) {
-        return Ok(Vec::new());
-    }
     let mut undos = Vec::new();
     for family in Family::BOTH {
         for numbers in kernel.routing.marked_as_ours(family).await? {
@@ -94,7 +136,17 @@ async fn unrecorded(kernel: &Linux, survey: &Survey, us: Option<Instance>) -> Re
             }
         }
     }
-    Ok(undos)
+    if undos.is_empty() {
+        return Ok(undos);
+    }
+    let recorded = |instance: Instance| survey.records().any(|r| r.instance == instance);
+    let living: Vec<_> = lease::living()?
+        .into_iter()
+        .filter(|living| Some(*living) != us && !recorded(*living))
+        .collect();
+    let occupants = occupants(living.iter().copied()).await;
+    let all_are = living.iter().all(|living| is_stranger(&occupants, *living));
+    Ok(if all_are { undos } else { Vec::new() })
 }
 
 async fn remove(kernel: &mut Linux, leftover: &Leftover, swept: &mut Swept) {
@@ -121,13 +173,21 @@ async fn attempt(kernel: &mut Linux, undo: Undo, swept: &mut Swept) {
 struct Leftover {
     jumps: Vec<(Place, String, String, Purpose)>,
     chains: BTreeSet<(Place, ChainName)>,
+    tables: BTreeSet<Table>,
     record: Option<Record>,
     migration: Option<Migration>,
 }
 
-fn leftovers(places: &[(Place, Saved)]) -> BTreeMap<Instance, Leftover> {
+fn leftovers(survey: &Survey) -> BTreeMap<Instance, Leftover> {
     let mut found: BTreeMap<Instance, Leftover> = BTreeMap::new();
-    for (place, saved) in places {
+    // One that is owned goes with its owner.
+    for seen in survey.tables.iter().filter(|seen| !seen.owned) {
+        let leftover = found.entry(seen.table.instance).or_default();
+        leftover.tables.insert(seen.table);
+        leftover.record = leftover.record.or(seen.record);
+        leftover.migration = leftover.migration.or(seen.migration);
+    }
+    for (place, saved) in &survey.places {
         for chain in &saved.chains {
             found.entry(chain.instance).or_default().chains.insert((*place, *chain));
         }
@@ -156,7 +216,8 @@ impl Leftover {
             jumps.into_iter().map(|(place, from, rule, _)| Undo::RemoveJump { place, from, rule });
         let recorded = self.record.iter().flat_map(recorded);
         let migration = self.migration.map(|m| Undo::RestoreMigration { former: m.former });
-        jumps
+        self.tables_for(Kind::Rules)
+            .chain(jumps)
             .chain(recorded)
             .chain(migration)
             .chain(self.chains_for(Purpose::Interception))
@@ -164,7 +225,14 @@ impl Leftover {
     }
 
     fn record_chains(&self) -> Vec<Undo> {
-        self.chains_for(Purpose::Guard).chain(self.chains_for(Purpose::Diversion)).collect()
+        let notes = self.tables_for(Kind::Migration).chain(self.tables_for(Kind::Record));
+        let chains = self.chains_for(Purpose::Guard).chain(self.chains_for(Purpose::Diversion));
+        chains.chain(notes).collect()
+    }
+
+    fn tables_for(&self, kind: Kind) -> impl Iterator<Item = Undo> {
+        let tables = self.tables.iter().filter(move |table| table.kind == kind);
+        tables.map(|&table| Undo::Nftables(Change::DeleteTable(table)))
     }
 
     fn chains_for(&self, purpose: Purpose) -> impl Iterator<Item = Undo> {

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use sysctl::Sysctl as _;
 
 use super::step::Family;
+use crate::fault::{self, Point};
 use crate::problem::Problem;
 
 /// Where a value can be written.
@@ -45,6 +46,7 @@ pub fn write(family: Family, value: u8) -> Result<()> {
 
 /// Writes and reads back.
 pub fn set(name: &str, value: u8) -> Result<()> {
+    fault::at(Point::Sysctl).with_context(|| format!("write sysctl {name}"))?;
     match door(name) {
         Some(Door::Proc) => {
             sysctl::Ctl::new(name)

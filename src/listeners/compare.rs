@@ -1,6 +1,6 @@
 //! Decides: what became of the listeners when one generation followed another. Values only.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,17 @@ pub struct Changes {
 }
 
 impl Changes {
+    /// With the names that they have in a receipt.
+    #[must_use]
+    pub fn by_change(&self) -> [(&'static str, &[String]); 4] {
+        [
+            ("shared", &self.shared),
+            ("not_shared", &self.not_shared),
+            ("closed", &self.closed),
+            ("opened", &self.opened),
+        ]
+    }
+
     /// What was closed and whose port nobody serves at any other address.
     #[must_use]
     pub fn given_up(&self) -> Vec<&str> {
@@ -80,6 +91,31 @@ pub fn changes(before: &[Seen], after: &[Seen]) -> Changes {
     changes
 }
 
+/// What the next generation listens on where it did not say: a socket of its own is one that listens
+/// now at the same port (`now`: ports and inodes) and did not at its launch; otherwise it has the
+/// one that it was offered.
+#[must_use]
+pub fn guessed(before: &[Seen], at_launch: &BTreeSet<u64>, now: &[(u16, u64)]) -> Vec<Seen> {
+    let own = |old: &Seen| {
+        let fresh = |(port, inode): &&(u16, u64)| {
+            old.port() == Some(*port) && !at_launch.contains(inode) && *inode != old.inode
+        };
+        now.iter().find(fresh).map(|(_, inode)| *inode)
+    };
+    let guess = |old: &Seen| Seen { inode: own(old).unwrap_or(old.inode), ..old.clone() };
+    before.iter().map(guess).collect()
+}
+
+/// The addresses of ours at which others listen as well: the kernel shares new connections out.
+#[must_use]
+pub fn contested(ours: &[Seen], all: &[Seen]) -> Vec<String> {
+    let is_ours = |seen: &Seen| ours.iter().any(|own| own.inode == seen.inode);
+    let addresses: BTreeSet<_> = ours.iter().map(|own| &own.address).collect();
+    let theirs = all.iter().filter(|seen| addresses.contains(&seen.address) && !is_ours(seen));
+    let theirs: BTreeSet<_> = theirs.map(|seen| seen.address.clone()).collect();
+    theirs.into_iter().collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,6 +127,16 @@ mod tests {
     }
 
     #[test]
+    fn an_address_is_contested_if_somebody_else_listens_at_the_very_same() {
+        let ours = seen(&[(":80", 1), (":80", 2), (":443", 3)]);
+        let all =
+            seen(&[(":80", 1), (":80", 2), (":443", 3), (":81", 4), (":443 interface lo", 5)]);
+        assert!(contested(&ours, &all).is_empty());
+        let others = seen(&[(":80", 6), (":80", 7)]);
+        assert_eq!(contested(&ours, &[all, others].concat()), [":80"]);
+    }
+
+    #[test]
     fn each_listener_is_in_exactly_one_list() {
         let before = seen(&[(":80", 1), (":443", 2), (":8080", 3)]);
         let after = seen(&[(":80", 1), (":443", 9), (":8443", 10)]);
@@ -99,6 +145,15 @@ mod tests {
         assert_eq!(got.not_shared, [":443"]);
         assert_eq!(got.closed, [":8080"]);
         assert_eq!(got.opened, [":8443"]);
+    }
+
+    #[test]
+    fn who_does_not_say_has_what_it_was_offered_unless_the_kernel_shows_another() {
+        let before = seen(&[("0.0.0.0:80", 1), ("0.0.0.0:443", 2), ("/run/x.sock", 3)]);
+        let at_launch = BTreeSet::from([1, 2, 7]);
+        let now = [(80, 1), (443, 2), (80, 7), (443, 9)];
+        let after = seen(&[("0.0.0.0:80", 1), ("0.0.0.0:443", 9), ("/run/x.sock", 3)]);
+        assert_eq!(guessed(&before, &at_launch, &now), after);
     }
 
     #[test]

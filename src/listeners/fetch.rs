@@ -19,6 +19,7 @@ use tokio::net::UnixStream;
 
 use super::compare::Seen;
 use super::wire::{self, Description};
+use crate::fault::{self, Point};
 
 const LIMIT: Duration = Duration::from_secs(2);
 
@@ -27,7 +28,7 @@ const LIMIT: Duration = Duration::from_secs(2);
 pub struct Listener {
     pub socket: OwnedFd,
     pub description: Description,
-    /// As a `bind` line would write it: `0.0.0.0:80`, `udp@[::]:443`, `abns@name`, `/run/x.sock`.
+    /// As a `bind` line would write it: `0.0.0.0:80`, `[::]:80 v6only`, `udp@[::]:443`, `abns@name`, `/run/x.sock`.
     pub address: String,
     /// Two processes that share a socket see the same inode.
     pub inode: u64,
@@ -37,6 +38,11 @@ impl Listener {
     #[must_use]
     pub fn seen(&self) -> Seen {
         Seen { address: self.address.clone(), inode: self.inode }
+    }
+
+    pub(super) fn duplicate(&self) -> io::Result<Self> {
+        let (socket, description) = (self.socket.try_clone()?, self.description.clone());
+        Ok(Self { socket, description, address: self.address.clone(), inode: self.inode })
     }
 }
 
@@ -48,7 +54,12 @@ pub async fn listeners(runtime_socket: &Path) -> Result<Vec<Listener>> {
 }
 
 async fn fetch(runtime_socket: &Path) -> Result<Vec<Listener>> {
-    let mut stream = UnixStream::connect(runtime_socket).await.context("connect")?;
+    fault::within(Point::Listeners).await?;
+    from(UnixStream::connect(runtime_socket).await.context("connect")?).await
+}
+
+/// Without a limit.
+pub async fn from(mut stream: UnixStream) -> Result<Vec<Listener>> {
     stream.write_all(wire::REQUEST).await.context("send the request")?;
     let mut count = [0; 4];
     match stream.read_exact(&mut count).await {
@@ -95,17 +106,19 @@ async fn message(stream: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     Ok((bytes, sockets))
 }
 
-pub(super) fn describe(socket: OwnedFd, description: Description) -> Result<Listener> {
+pub fn describe(socket: OwnedFd, description: Description) -> Result<Listener> {
     let inode = rustix::fs::fstat(&socket).context("look at a received socket")?.st_ino;
     let name = getsockname(&socket).context("read the address of a received socket")?;
     let kind = sockopt::socket_type(&socket).context("read the type of a received socket")?;
-    let address = Address { name: &name, kind, description: &description }.to_string();
+    let v6only = sockopt::ipv6_v6only(&socket).unwrap_or_default();
+    let address = Address { name: &name, kind, v6only, description: &description }.to_string();
     Ok(Listener { socket, description, address, inode })
 }
 
 struct Address<'a> {
     name: &'a rustix::net::SocketAddrAny,
     kind: SocketType,
+    v6only: bool,
     description: &'a Description,
 }
 
@@ -114,6 +127,10 @@ impl fmt::Display for Address<'_> {
         if let Ok(inet) = std::net::SocketAddr::try_from(self.name.clone()) {
             let prefix = if self.kind == SocketType::DGRAM { "udp@" } else { "" };
             write!(f, "{prefix}{inet}")?;
+            // Bound to one IPv6 address, every socket is.
+            if self.v6only && inet.is_ipv6() && inet.ip().is_unspecified() {
+                f.write_str(" v6only")?;
+            }
         } else if let Ok(unix) = rustix::net::SocketAddrUnix::try_from(self.name.clone()) {
             match (unix.path_bytes(), unix.abstract_name()) {
                 (Some(path), _) => f.write_str(lasting(&String::from_utf8_lossy(path)))?,
@@ -134,7 +151,8 @@ impl fmt::Display for Address<'_> {
 }
 
 /// HAProxy binds a unix socket as `PATH.PID.tmp` and renames it; the socket keeps the first name.
-fn lasting(path: &str) -> &str {
+#[must_use]
+pub fn lasting(path: &str) -> &str {
     path.strip_suffix(".tmp")
         .and_then(|rest| rest.rsplit_once('.'))
         .filter(|(_, pid)| !pid.is_empty() && pid.bytes().all(|b| b.is_ascii_digit()))
@@ -144,6 +162,30 @@ fn lasting(path: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_socket_that_takes_ipv4_as_well_is_told_from_one_that_does_not() {
+        use rustix::net::{AddressFamily, bind, socket};
+        for (bound, v6only, address) in [
+            ("[::]:0", true, "[::]:PORT v6only"),
+            ("[::]:0", false, "[::]:PORT"),
+            // The kernel makes this one so by itself.
+            ("[::1]:0", false, "[::1]:PORT"),
+            ("0.0.0.0:0", false, "0.0.0.0:PORT"),
+        ] {
+            let bound: std::net::SocketAddr = bound.parse().unwrap();
+            let family = if bound.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
+            let socket = socket(family, SocketType::STREAM, None).unwrap();
+            if bound.is_ipv6() {
+                sockopt::set_ipv6_v6only(&socket, v6only).unwrap();
+            }
+            bind(&socket, &bound).unwrap();
+            let name = std::net::SocketAddr::try_from(getsockname(&socket).unwrap()).unwrap();
+            let listener = describe(socket, Description::default()).unwrap();
+            assert_eq!(listener.address, address.replace("PORT", &name.port().to_string()));
+            assert_eq!(listener.seen().port(), Some(name.port()));
+        }
+    }
 
     #[test]
     fn the_name_a_unix_socket_was_bound_under_is_cut_to_the_one_it_has() {

@@ -6,6 +6,7 @@
 //! to stop, the keeper lets go, or the kernel would go on queueing clients for nobody.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -14,7 +15,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::{
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, sendmsg, shutdown,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
@@ -22,8 +25,12 @@ use tokio::task::JoinHandle;
 use super::compare::Seen;
 use super::fetch::Listener;
 use super::wire;
+use crate::fault::{self, Point};
+use crate::process::visitors::{self, Heard, Visitors};
 
 pub const SOCKET: &str = "keeper.sock";
+/// One generation starts at a time; the rest is room for strangers.
+const MOST_AT_ONCE: usize = 100;
 /// HAProxy itself gives up after a second without an answer.
 const LIMIT: Duration = Duration::from_secs(2);
 
@@ -45,8 +52,8 @@ impl Keeper {
         {
             return Err(error).with_context(|| format!("remove {}", path.display()));
         }
-        let listener =
-            UnixListener::bind(path).with_context(|| format!("open {}", path.display()))?;
+        let listener = fault::at(Point::KeeperSocket).and_then(|()| visitors::open(path));
+        let listener = listener.with_context(|| format!("open {}", path.display()))?;
         let kept = Kept::new(RefCell::new(Rc::new([])));
         let server = tokio::task::spawn_local(serve(listener, Rc::clone(&kept)));
         Ok(Self { path: path.to_owned(), kept, server: Some(server) })
@@ -56,6 +63,12 @@ impl Keeper {
     #[must_use]
     pub fn source(&self) -> Option<&Path> {
         (!self.kept.borrow().is_empty()).then_some(&*self.path)
+    }
+
+    /// The same for others than a HAProxy of ours.
+    #[must_use]
+    pub fn offer(&self) -> Offer {
+        Offer(Rc::clone(&self.kept))
     }
 
     #[must_use]
@@ -70,6 +83,25 @@ impl Keeper {
         }
     }
 
+    /// Takes these out of the kernel's hands for everybody who holds them, for a HAProxy that does
+    /// not: as long as they listen, the kernel goes on giving them their share of the clients.
+    pub fn shut_down(&self, inodes: &BTreeSet<u64>) {
+        for listener in self.kept.borrow().iter().filter(|kept| inodes.contains(&kept.inode)) {
+            if let Err(error) = shutdown(&listener.socket, Shutdown::Both) {
+                tracing::warn!(%error, address = listener.address, "could not shut down a listener");
+            }
+        }
+    }
+
+    /// Holds all but these: nobody accepts there any more.
+    pub fn let_go(&self, inodes: &BTreeSet<u64>) -> Result<()> {
+        let kept = Rc::clone(&self.kept.borrow());
+        let left = kept.iter().filter(|listener| !inodes.contains(&listener.inode));
+        let left = left.map(Listener::duplicate).collect::<io::Result<Vec<_>>>();
+        self.hold(left.context("keep what is left of the listeners")?);
+        Ok(())
+    }
+
     /// Lets go of everything, for good.
     pub fn close(&mut self) {
         if let Some(server) = self.server.take() {
@@ -77,8 +109,22 @@ impl Keeper {
             server.abort();
             *self.kept.borrow_mut() = Rc::new([]);
             // Gone already is as good.
-            let _ = std::fs::remove_file(&self.path);
+            let _ = fault::at(Point::CloseKeeper).and_then(|()| std::fs::remove_file(&self.path));
         }
+    }
+}
+
+/// What a keeper holds, whenever it is asked.
+#[derive(Clone, Debug)]
+pub struct Offer(Kept);
+
+impl Offer {
+    /// The peer has been looked at, and has sent its request.
+    pub async fn give(&self, stream: &mut UnixStream) -> Result<()> {
+        let kept = Rc::clone(&self.0.borrow());
+        tokio::time::timeout(LIMIT, give(stream, &kept))
+            .await
+            .unwrap_or_else(|_| bail!("it took too long"))
     }
 }
 
@@ -88,39 +134,54 @@ impl Drop for Keeper {
     }
 }
 
-/// One after the other: there is never more than one generation starting.
 async fn serve(listener: UnixListener, kept: Kept) {
+    let mut visitors = Visitors::new(MOST_AT_ONCE);
     loop {
-        let served = match listener.accept().await {
+        match listener.accept().await {
             Ok((stream, _)) => {
                 let kept = Rc::clone(&kept.borrow());
-                tokio::time::timeout(LIMIT, transfer(stream, &kept))
-                    .await
-                    .unwrap_or_else(|_| bail!("it took too long"))
+                visitors.admit(async move |heard: Heard| visit(stream, &kept, &heard).await).await;
             }
             Err(error) => {
                 // Out of descriptors, most likely; trying again at once would spin.
+                tracing::warn!(%error, "listeners were not handed over: accept");
                 tokio::time::sleep(Duration::from_secs(1)).await;
-                Err(error).context("accept")
             }
-        };
-        if let Err(error) = served {
-            tracing::warn!("listeners were not handed over: {error:#}");
         }
     }
 }
 
-async fn transfer(mut stream: UnixStream, kept: &[Listener]) -> Result<()> {
+async fn visit(stream: UnixStream, kept: &[Listener], heard: &Heard) {
+    let served = tokio::time::timeout(LIMIT, transfer(stream, kept, heard))
+        .await
+        .unwrap_or_else(|_| bail!("it took too long"));
+    match served {
+        Ok(()) => {}
+        Err(error) if heard.is_noted() => {
+            tracing::warn!("listeners were not handed over: {error:#}");
+        }
+        // No HAProxy: whoever it is shall not fill the log either.
+        Err(error) => tracing::debug!("no listeners for a stranger: {error:#}"),
+    }
+}
+
+async fn transfer(mut stream: UnixStream, kept: &[Listener], heard: &Heard) -> Result<()> {
     let peer = stream.peer_cred().context("ask who the peer is")?.uid();
     let own = rustix::process::geteuid().as_raw();
     ensure!(peer == own, "user {peer} asked, only user {own} is served");
     let mut request = [0; wire::REQUEST.len()];
     stream.read_exact(&mut request).await.context("read the request")?;
     ensure!(request == wire::REQUEST, "{:?} is no request", String::from_utf8_lossy(&request));
+    heard.note();
+    give(&mut stream, kept).await
+}
+
+async fn give(stream: &mut UnixStream, kept: &[Listener]) -> Result<()> {
+    fault::within(Point::KeeperGives).await?;
     let count = u32::try_from(kept.len()).context("count the listeners")?;
     stream.write_all(&count.to_ne_bytes()).await.context("send their number")?;
     for batch in kept.chunks(wire::MOST_IN_ONE) {
-        send(&stream, batch).await.context("send listeners")?;
+        send(stream, batch).await.context("send listeners")?;
         let mut acknowledgement = wire::ACKNOWLEDGEMENT;
         stream.read_exact(&mut acknowledgement).await.context("wait for them to be taken")?;
     }
@@ -204,6 +265,23 @@ mod tests {
             assert!(!connects(&kept_at) && !path.exists() && keeper.source().is_none());
             keeper.hold(vec![listener(None)]);
             assert!(keeper.source().is_none(), "closed for good");
+        })
+        .await;
+    }
+
+    /// HAProxy would start without its listeners after a second.
+    #[tokio::test(flavor = "current_thread")]
+    async fn silent_ones_hold_up_nobody() {
+        in_scratch(async |path: PathBuf| {
+            let keeper = Keeper::open(&path).unwrap();
+            keeper.hold(vec![listener(None)]);
+            let mut silent = Vec::new();
+            for _ in 0..2 * MOST_AT_ONCE {
+                silent.push(UnixStream::connect(&path).await.unwrap());
+            }
+            let begun = std::time::Instant::now();
+            assert_eq!(listeners(&path).await.unwrap().len(), 1);
+            assert!(begun.elapsed() < LIMIT / 2, "{:?}", begun.elapsed());
         })
         .await;
     }

@@ -7,6 +7,7 @@
 
 pub mod compare;
 pub mod counters;
+pub mod diagnosis;
 pub mod fetch;
 pub mod keeper;
 pub mod socket_table;

@@ -1,134 +1,97 @@
 //! Acts: the kernel's own table of TCP sockets (`sock_diag(7)`), of our network namespace.
 
-use std::net::SocketAddr as Address;
+use std::fmt::Write as _;
 
 use anyhow::{Context, Result};
-use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+use rustix::net::netdevice::index_to_name;
+use rustix::net::{
+    self, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send,
+    socket_with,
 };
-use netlink_packet_sock_diag::SockDiagMessage;
-use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
-use netlink_packet_sock_diag::inet::{
-    ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, Timer,
+
+use super::compare::Seen;
+use super::diagnosis::{
+    ESTABLISHED, Extensions, HELD, LISTEN, SYN_RECEIVED, Socket, question, read,
 };
-use netlink_sys::protocols::NETLINK_SOCK_DIAG;
-use netlink_sys::{Socket, SocketAddr};
 
-const HEADER: usize = 16;
+pub use super::diagnosis::{Connection, HalfOpen, Listening, Session};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Connection {
-    pub local_port: u16,
-    /// 0 while nobody has accepted it.
-    pub inode: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Listening {
-    pub local_port: u16,
-    pub inode: u64,
-    /// Connections that wait to be accepted.
-    pub queued: u32,
-    pub backlog: u32,
-}
-
-/// A connection in the middle of its handshake. The kernel does not tell with which listener.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HalfOpen {
-    pub local_port: u16,
-    pub remote: Address,
-    /// How often it was asked again to go on.
-    pub retries: u8,
-}
+/// The kernel sends no more at once.
+const BUFFER: usize = 64 * 1024;
 
 /// Every established TCP connection, IPv4 and IPv6.
 pub fn established() -> Result<Vec<Connection>> {
-    dump(&StateFlags::ESTABLISHED, |response| Connection {
-        local_port: response.header.socket_id.source_port,
-        inode: u64::from(response.header.inode),
-    })
+    dump(ESTABLISHED, Extensions::None, |socket| socket.into())
+}
+
+/// Every TCP connection that is not only the kernel's any more.
+pub fn sessions() -> Result<Vec<Session>> {
+    let mut found: Vec<Session> = dump(HELD, Extensions::Info, |socket| socket.into())?;
+    found.retain(|session| session.inode != 0);
+    Ok(found)
 }
 
 /// Every listening TCP socket.
 pub fn listening() -> Result<Vec<Listening>> {
-    dump(&StateFlags::LISTEN, |response| Listening {
-        local_port: response.header.socket_id.source_port,
-        inode: u64::from(response.header.inode),
-        queued: response.header.recv_queue,
-        backlog: response.header.send_queue,
-    })
+    dump(LISTEN, Extensions::None, |socket| socket.into())
+}
+
+/// Every listening TCP socket by its address, as `fetch` writes it.
+pub fn seen() -> Result<Vec<Seen>> {
+    let any = net::socket(AddressFamily::INET, SocketType::DGRAM, None)
+        .context("open a socket to ask for the names of interfaces")?;
+    let found = dump(LISTEN, Extensions::None, |socket| {
+        (socket.bound_to(), socket.interface, u64::from(socket.inode))
+    })?;
+    let seen = |(mut address, interface, inode): (String, u32, u64)| {
+        // One that is gone has nothing bound to it any more.
+        if let Some(name) = (interface != 0).then(|| index_to_name(&any, interface).ok()).flatten()
+        {
+            let _ = write!(address, " interface {name}");
+        }
+        Seen { address, inode }
+    };
+    Ok(found.into_iter().map(seen).collect())
 }
 
 /// Every handshake that is under way.
 pub fn half_open() -> Result<Vec<HalfOpen>> {
-    dump(&StateFlags::SYN_RECV, |response| {
-        let id = &response.header.socket_id;
-        let remote = Address::new(id.destination_address, id.destination_port);
-        let retries = match response.header.timer {
-            Some(Timer::Retransmit(_, retries)) => retries,
-            _ => 0,
-        };
-        HalfOpen { local_port: id.source_port, remote, retries }
-    })
+    dump(SYN_RECEIVED, Extensions::None, |socket| socket.into())
 }
 
-fn dump<T>(states: &StateFlags, read: impl Fn(&InetResponse) -> T) -> Result<Vec<T>> {
+fn dump<T>(states: u32, extensions: Extensions, each: impl Fn(&Socket<'_>) -> T) -> Result<Vec<T>> {
     let mut found = Vec::new();
-    for family in [AF_INET, AF_INET6] {
-        dump_family(family, states, |response| found.push(read(response)))
+    for family in [AddressFamily::INET, AddressFamily::INET6] {
+        let question = question(family, states, extensions);
+        ask(&question, |socket| found.push(each(socket)))
             .context("ask the kernel for its TCP sockets")?;
     }
     Ok(found)
 }
 
-fn dump_family(family: u8, states: &StateFlags, mut each: impl FnMut(&InetResponse)) -> Result<()> {
-    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    socket.send(&request(family, states.clone()), 0)?;
+fn ask(question: &[u8], mut each: impl FnMut(&Socket<'_>)) -> Result<()> {
+    let protocol = Some(netlink::SOCK_DIAG);
+    let socket =
+        socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
+    send(&socket, question, SendFlags::empty())?;
+    let mut buffer = vec![0; BUFFER];
     loop {
-        let (datagram, _) = socket.recv_from_full()?;
-        let mut rest = datagram.as_slice();
-        while rest.len() >= HEADER {
-            let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest)?;
-            match message.payload {
-                NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
-                    each(&response);
-                }
-                NetlinkPayload::Done(_) => return Ok(()),
-                NetlinkPayload::Error(error) => return Err(error.to_io().into()),
-                _ => {}
-            }
-            // Messages are padded to four bytes; a length below the header's would never end.
-            let length = usize::try_from(message.header.length)?.max(HEADER);
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        let (length, _) = recv(&socket, buffer.as_mut_slice(), RecvFlags::empty())?;
+        if let Some(end) = read(&buffer[..length], &mut each) {
+            return Ok(end?);
         }
     }
 }
 
-fn request(family: u8, states: StateFlags) -> Vec<u8> {
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    let socket_id = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
-    let request = InetRequest {
-        family,
-        protocol: IPPROTO_TCP,
-        extensions: ExtensionFlags::empty(),
-        states,
-        socket_id,
-    };
-    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    bytes
-}
-
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, TcpStream};
+    use std::io::{Read, Write};
+    use std::net::{SocketAddr as Address, TcpListener, TcpStream};
     use std::os::fd::AsFd;
+    use std::time::Duration;
 
+    use super::super::fetch::describe;
+    use super::super::wire::Description;
     use super::*;
 
     #[test]
@@ -142,6 +105,46 @@ mod tests {
             established().unwrap().into_iter().filter(|c| c.local_port == port).collect();
         assert_eq!((before, after.len()), (0, 1));
         assert_ne!(after[0].inode, 0);
+    }
+
+    #[test]
+    fn a_listener_is_seen_as_the_one_who_fetched_it_sees_it() {
+        use rustix::net::sockopt::set_ipv6_v6only;
+        for (bound, v6only) in [("[::]:0", true), ("[::]:0", false), ("[::1]:0", true)] {
+            let socket = net::socket(AddressFamily::INET6, SocketType::STREAM, None).unwrap();
+            set_ipv6_v6only(&socket, v6only).unwrap();
+            net::bind(&socket, &bound.parse::<Address>().unwrap()).unwrap();
+            net::listen(&socket, 1).unwrap();
+            let lo = std::ffi::OsString::from("lo");
+            nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::BindToDevice, &lo)
+                .unwrap();
+            let interface = Some("lo".to_owned());
+            let fetched = describe(socket, Description { namespace: None, interface }).unwrap();
+            assert!(seen().unwrap().contains(&fetched.seen()), "{:?}", fetched.seen());
+        }
+    }
+
+    #[test]
+    fn a_session_says_how_long_it_is_silent_until_its_owner_lets_go() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        let find = || sessions().unwrap().into_iter().find(|session| session.local_port == port);
+        let age = |session: Option<Session>| session.unwrap().silent;
+        while age(find()) < Duration::from_millis(30) {
+            std::thread::yield_now();
+        }
+        let written = std::time::Instant::now();
+        server.write_all(b"x").unwrap();
+        // The kernel counts by its own ticks.
+        assert!(age(find()) < written.elapsed() + Duration::from_millis(20));
+        // Unread, it would end the connection with a reset.
+        client.read_exact(&mut [0]).unwrap();
+        drop(client);
+        assert!(find().is_some(), "the client left, our side is still held");
+        drop(server);
+        assert_eq!(find(), None);
     }
 
     #[test]

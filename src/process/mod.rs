@@ -3,8 +3,14 @@
 //! A process is a pidfd, never a bare PID: a PID may belong to somebody else by the time that a
 //! signal is sent. PIDs are for logs and for matching what the kernel reports.
 
+pub mod abstract_name;
+pub mod aside;
 pub mod exit;
 pub mod handle;
+pub mod last_resort;
+pub mod private;
 pub mod procfs;
 pub mod readiness;
+pub mod rights;
 pub mod together;
+pub mod visitors;

@@ -12,8 +12,43 @@ pub fn parent_in_stat(stat: &str) -> Option<i32> {
     after_name.split_whitespace().nth(1)?.parse().ok()
 }
 
+/// The time of its start in clock ticks since the boot: two processes with the same PID differ in it.
+#[must_use]
+pub fn start_in_stat(stat: &str) -> Option<u64> {
+    let (_, after_name) = stat.rsplit_once(')')?;
+    after_name.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// Whether it has ended and only waits to be reaped.
+#[must_use]
+pub fn is_dead_in_stat(stat: &str) -> bool {
+    let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().next());
+    matches!(state, Some("Z" | "X"))
+}
+
+/// The PID by which a process knows itself, from the text of `/proc/PID/status`.
+#[must_use]
+pub fn inner_pid_in_status(status: &str) -> Option<i32> {
+    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    line.split_whitespace().last()?.parse().ok()
+}
+
+/// The user whose rights it has, from the text of `/proc/PID/status`.
+#[must_use]
+pub fn user_in_status(status: &str) -> Option<u32> {
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
 pub fn parent(pid: i32) -> io::Result<Option<i32>> {
     Ok(parent_in_stat(&fs::read_to_string(format!("/proc/{pid}/stat"))?))
+}
+
+/// Every process that we see.
+#[must_use]
+pub fn all() -> Vec<i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
 /// The name of a process, as `ps` shows it.
@@ -21,19 +56,18 @@ pub fn name(pid: i32) -> io::Result<String> {
     fs::read_to_string(format!("/proc/{pid}/comm")).map(|name| name.trim_end().to_owned())
 }
 
-/// Processes that see the same files as we do and have an argument for which `matches` holds.
+/// Processes that see the same files as we do and have an argument in which something is found,
+/// with the first that is.
 #[must_use]
-pub fn with_argument(matches: impl Fn(&[u8]) -> bool) -> Vec<i32> {
+pub fn with_argument<T>(found: impl Fn(&[u8]) -> Option<T>) -> Vec<(i32, T)> {
     let ours = fs::read_link("/proc/self/ns/mnt").ok();
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
-        .filter(|pid| {
-            let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            arguments.split(|byte| *byte == 0).any(&matches)
-                && fs::read_link(format!("/proc/{pid}/ns/mnt")).ok() == ours
-        })
-        .collect()
+    let first = |pid: i32| {
+        let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let found = arguments.split(|byte| *byte == 0).find_map(&found)?;
+        let sees_the_same = fs::read_link(format!("/proc/{pid}/ns/mnt")).ok() == ours;
+        sees_the_same.then_some((pid, found))
+    };
+    all().into_iter().filter_map(first).collect()
 }
 
 /// The inode in the target of a descriptor's link, as in `socket:[4711]`.
@@ -45,15 +79,27 @@ pub fn socket_inode(link: &str) -> Option<u64> {
 /// The inodes of all sockets that a process holds. Refused with EACCES for a process that changed
 /// its user, unless we have `CAP_SYS_PTRACE`.
 pub fn socket_inodes(pid: i32) -> io::Result<HashSet<u64>> {
-    let mut inodes = HashSet::new();
+    let sockets = socket_descriptors(pid)?;
+    Ok(sockets.into_iter().map(|(_, inode)| inode).collect())
+}
+
+/// The descriptors of a process that are sockets, each with its inode.
+pub fn socket_descriptors(pid: i32) -> io::Result<Vec<(i32, u64)>> {
+    let mut sockets = Vec::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
-        // A descriptor that was closed since the directory was read is simply not counted.
-        let Ok(target) = fs::read_link(entry?.path()) else {
-            continue;
+        let entry = entry?;
+        let target = match fs::read_link(entry.path()) {
+            Ok(target) => target,
+            // Root may list them, and yet not see what they are.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
+            // Closed since the directory was read.
+            Err(_) => continue,
         };
-        inodes.extend(target.to_str().and_then(socket_inode));
+        let descriptor = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        let inode = target.to_str().and_then(socket_inode);
+        sockets.extend(descriptor.zip(inode));
     }
-    Ok(inodes)
+    Ok(sockets)
 }
 
 #[cfg(test)]
@@ -80,10 +126,24 @@ mod tests {
         // Before it has said something it may not be the shell yet.
         child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let pid = child.id().cast_signed();
-        assert_eq!(with_argument(|word| word == b"4711.25"), [pid]);
+        let found = with_argument(|word| (word == b"4711.25").then_some("it"));
+        assert_eq!(found, [(pid, "it")]);
         assert_eq!(name(pid).unwrap(), "sh");
         drop(child.stdin.take());
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn start_and_death_are_found_behind_the_name() {
+        let stat = "10 (a b) c) S 1 0 0 0 -1 4194560 1467 0 0 0 5 3 0 0 20 0 2 0 100056 102400000";
+        assert_eq!(start_in_stat(stat), Some(100_056));
+        assert!(!is_dead_in_stat(stat) && is_dead_in_stat("10 (S) Z 1 0"));
+    }
+
+    #[test]
+    fn the_inner_pid_is_the_last_one() {
+        assert_eq!(inner_pid_in_status("Name:\thaproxy\nNSpid:\t4711\t8\n"), Some(8));
+        assert_eq!(inner_pid_in_status("Name:\thaproxy\n"), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! A start asks a dozen of them; one after the other they cost more than HAProxy's own start.
 
+use std::iter;
 use std::panic::resume_unwind;
 use std::thread::{ScopedJoinHandle, scope};
 
@@ -13,12 +14,15 @@ pub fn both<A, B: Send>(one: impl FnOnce() -> A, other: impl FnOnce() -> B + Sen
     })
 }
 
-/// Answers in the order of `items`; each on a thread of its own, which ends with this call.
+/// Answers in the order of `items`; each but the first on a thread of its own, which ends with this
+/// call.
 pub fn each<T: Sync, R: Send>(items: &[T], call: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let call = &call;
+    let Some((first, rest)) = items.split_first() else { return Vec::new() };
     scope(|scope| {
-        let threads: Vec<_> = items.iter().map(|item| scope.spawn(move || call(item))).collect();
-        threads.into_iter().map(joined).collect()
+        let threads: Vec<_> = rest.iter().map(|item| scope.spawn(move || call(item))).collect();
+        let first = call(first);
+        iter::once(first).chain(threads.into_iter().map(joined)).collect()
     })
 }
 
@@ -47,5 +51,6 @@ mod tests {
             number * 10
         });
         assert_eq!(answers, [10, 20, 30]);
+        assert!(each(&[], |number: &u8| *number).is_empty());
     }
 }

@@ -22,17 +22,21 @@ impl fmt::Display for Mistake {
     }
 }
 
-/// All mistakes of one start; never empty.
+/// All mistakes of one start, never none, and what is suspicious besides.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mistakes(pub Vec<Mistake>);
+pub struct Mistakes {
+    pub mistakes: Vec<Mistake>,
+    pub warnings: Vec<Warning>,
+}
 
 impl fmt::Display for Mistakes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.len() {
+        match self.mistakes.len() {
             1 => write!(f, "one setting is wrong, nothing was changed:")?,
             count => write!(f, "{count} settings are wrong, nothing was changed:")?,
         }
-        self.0.iter().try_for_each(|mistake| write!(f, "\n  {mistake}"))
+        self.mistakes.iter().try_for_each(|mistake| write!(f, "\n  {mistake}"))?;
+        self.warnings.iter().try_for_each(|warning| write!(f, "\n  warning: {warning}"))
     }
 }
 

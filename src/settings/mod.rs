@@ -9,11 +9,14 @@ mod names;
 mod value;
 mod variables;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 pub use mistake::{Mistake, Mistakes, Warning};
+pub use names::HAPROXYS as SET_BY_HAPROXY;
 
+use crate::host::backend::Firewall;
 use crate::host::mark::{FwMark, Intercept, Port, TableId};
 
 /// `HAPROXY_TRANSPARENT`.
@@ -23,13 +26,6 @@ pub enum Transparent {
     Auto,
     On,
     Off,
-}
-
-/// `HAPROXY_FIREWALL`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Firewall {
-    Auto,
-    Iptables,
 }
 
 /// `HAPROXY_RELOAD_GUARD`.
@@ -56,6 +52,13 @@ pub enum OnCrash {
 pub enum LogFormat {
     Text,
     Json,
+}
+
+/// `HAPROXY_WATCH`: whether a change of the configuration is a reload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watch {
+    On,
+    Off,
 }
 
 /// `HAPROXY_PIDS`: whom to take over from.
@@ -88,4 +91,9 @@ pub struct Settings {
     pub on_crash: OnCrash,
     pub log_format: LogFormat,
     pub log_level: tracing::level_filters::LevelFilter,
+    /// Where Prometheus is answered.
+    pub metrics: Option<SocketAddr>,
+    pub watch: Watch,
+    /// Where syslog messages are received over UDP.
+    pub syslog: Option<SocketAddr>,
 }

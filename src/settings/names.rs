@@ -29,7 +29,7 @@ pub(super) const INTERCEPT: Variable = variable(
     "80:8080,443:8443",
 );
 pub(super) const FIREWALL: Variable =
-    variable("HAPROXY_FIREWALL", "auto or iptables (this version has no other)", "auto");
+    variable("HAPROXY_FIREWALL", "auto, iptables or nftables", "auto");
 pub(super) const MARK: Variable = variable(
     "HAPROXY_MARK",
     "VALUE or VALUE/MASK in hexadecimal or decimal, with at least one bit and none outside MASK",
@@ -49,8 +49,14 @@ pub(super) const ON_CRASH: Variable = variable("HAPROXY_ON_CRASH", "restart or e
 pub(super) const LOG_FORMAT: Variable = variable("HAPROXY_LOG_FORMAT", "text or json", "json");
 pub(super) const LOG_LEVEL: Variable =
     variable("HAPROXY_LOG_LEVEL", "error, warn, info, debug or trace", "info");
+pub(super) const METRICS: Variable =
+    variable("HAPROXY_METRICS", "an IP address and a port", "127.0.0.1:9101");
 
-pub(super) const OURS: [&Variable; 15] = [
+pub(super) const WATCH: Variable = variable("HAPROXY_WATCH", "on or off", "on");
+pub(super) const SYSLOG: Variable =
+    variable("HAPROXY_SYSLOG", "a loopback address and a port", "127.0.0.1:514");
+
+pub(super) const OURS: [&Variable; 18] = [
     &PORTS,
     &PIDS,
     &CONFIG,
@@ -66,13 +72,16 @@ pub(super) const OURS: [&Variable; 15] = [
     &ON_CRASH,
     &LOG_FORMAT,
     &LOG_LEVEL,
+    &METRICS,
+    &WATCH,
+    &SYSLOG,
 ];
 
 /// Announced, but not part of this version.
-pub(super) const NOT_YET: [&str; 3] = ["HAPROXY_METRICS", "HAPROXY_WATCH", "HAPROXY_DISCOVERY"];
+pub(super) const NOT_YET: [&str; 1] = ["HAPROXY_DISCOVERY"];
 
 /// HAProxy's own: set by it for its children and checks, or by its official image.
-const HAPROXYS: [&str; 31] = [
+pub const HAPROXYS: [&str; 31] = [
     "HAPROXY_BRANCH",
     "HAPROXY_CFGFILES",
     "HAPROXY_CLI",

@@ -1,6 +1,7 @@
 //! Decides: what one value means, or why it means nothing. Each function gets the trimmed text of
 //! one variable, never an empty one, and answers with a value or a reason without the name.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
@@ -119,6 +120,26 @@ pub(super) fn log_level(text: &str) -> Result<LevelFilter, String> {
             ("trace", LevelFilter::TRACE),
         ],
     )
+}
+
+pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text
+        .parse()
+        .map_err(|_| format!("{text:?} is not an IP address and a port (IPv6 in brackets)"))?;
+    if address.port() == 0 {
+        return Err("with port 0 nobody would know where to ask".into());
+    }
+    Ok(address)
+}
+
+/// Whoever may send us something writes our log.
+pub(super) fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address = address(text)?;
+    if address.ip().is_loopback() {
+        Ok(address)
+    } else {
+        Err(format!("{} is not of the loopback", address.ip()))
+    }
 }
 
 /// One of a few words, in any case.

@@ -12,9 +12,10 @@ use tracing::level_filters::LevelFilter;
 use super::names::{self, Variable};
 use super::value;
 use super::{
-    Firewall, LogFormat, Mistake, Mistakes, OnCrash, Predecessors, ReloadGuard, Settings,
-    Transparent, Warning,
+    LogFormat, Mistake, Mistakes, OnCrash, Predecessors, ReloadGuard, Settings, Transparent,
+    Warning, Watch,
 };
+use crate::host::backend::Firewall;
 use crate::host::mark::Port;
 
 const DEADLINE: Duration = Duration::from_secs(295);
@@ -40,6 +41,9 @@ struct Texts {
     on_crash: Option<String>,
     log_format: Option<String>,
     log_level: Option<String>,
+    metrics: Option<String>,
+    watch: Option<String>,
+    syslog: Option<String>,
 }
 
 impl Settings {
@@ -60,17 +64,10 @@ impl Settings {
             let text = texts.intercept.unwrap_or_default();
             reader.mistake(&names::INTERCEPT, &text, reason);
         }
-        if settings.pids != Predecessors::None {
-            reader.warn(
-                names::PIDS.name,
-                "this version does not take over from other processes yet: nothing is signalled \
-                 and nothing is taken over",
-            );
-        }
         if reader.mistakes.is_empty() {
             Ok((settings, reader.warnings))
         } else {
-            Err(Mistakes(reader.mistakes))
+            Err(Mistakes { mistakes: reader.mistakes, warnings: reader.warnings })
         }
     }
 }
@@ -139,7 +136,9 @@ impl Reader {
                 .unwrap_or_default(),
             firewall: self
                 .read(&names::FIREWALL, texts.firewall.as_ref(), |text| {
-                    let choices = [("auto", Firewall::Auto), ("iptables", Firewall::Iptables)];
+                    let (auto, iptables) = (Firewall::Auto, Firewall::Iptables);
+                    let nftables = Firewall::Nftables;
+                    let choices = [("auto", auto), ("iptables", iptables), ("nftables", nftables)];
                     value::choice(text, &choices)
                 })
                 .unwrap_or(Firewall::Auto),
@@ -177,6 +176,13 @@ impl Reader {
             log_level: self
                 .read(&names::LOG_LEVEL, texts.log_level.as_ref(), value::log_level)
                 .unwrap_or(LevelFilter::INFO),
+            metrics: self.read(&names::METRICS, texts.metrics.as_ref(), value::address),
+            watch: self
+                .read(&names::WATCH, texts.watch.as_ref(), |text| {
+                    value::choice(text, &[("on", Watch::On), ("off", Watch::Off)])
+                })
+                .unwrap_or(Watch::Off),
+            syslog: self.read(&names::SYSLOG, texts.syslog.as_ref(), value::loopback),
         }
     }
 
@@ -256,6 +262,9 @@ mod tests {
                 on_crash: OnCrash::Restart,
                 log_format: LogFormat::Text,
                 log_level: LevelFilter::INFO,
+                metrics: None,
+                watch: Watch::Off,
+                syslog: None,
             }
         );
         assert_eq!(warnings, []);
@@ -278,6 +287,9 @@ mod tests {
             ("HAPROXY_ON_CRASH", "exit"),
             ("HAPROXY_LOG_FORMAT", "json"),
             ("HAPROXY_LOG_LEVEL", "trace"),
+            ("HAPROXY_METRICS", "[::1]:9101"),
+            ("HAPROXY_WATCH", "on"),
+            ("HAPROXY_SYSLOG", "127.0.0.1:514"),
         ])
         .unwrap();
         let port = |number| Port::new(number).unwrap();
@@ -299,6 +311,9 @@ mod tests {
                 on_crash: OnCrash::Exit,
                 log_format: LogFormat::Json,
                 log_level: LevelFilter::TRACE,
+                metrics: Some("[::1]:9101".parse().unwrap()),
+                watch: Watch::On,
+                syslog: Some("127.0.0.1:514".parse().unwrap()),
             }
         );
         assert_eq!(warnings, []);
@@ -334,6 +349,19 @@ mod tests {
     }
 
     #[test]
+    fn a_slip_of_the_fingers_is_told_beside_a_mistake() {
+        let both = read(&[("HAPROXY_PORTS", "eighty"), ("HAPROXY_PROTS", "80")]).unwrap_err();
+        let text = both.to_string();
+        assert!(
+            text.ends_with(
+                "\n  warning: HAPROXY_PROTS: there is no such setting, it is ignored; \
+             HAPROXY_PORTS is one"
+            ),
+            "{text}"
+        );
+    }
+
+    #[test]
     fn each_variable_refuses_what_it_does_not_know() {
         for (name, value, reason) in [
             ("HAPROXY_PORTS", "80,,443", "empty entry"),
@@ -341,7 +369,7 @@ mod tests {
             ("HAPROXY_CONFIG", "/missing", "no such file"),
             ("HAPROXY_TRANSPARENT", "maybe", "auto, on or off"),
             ("HAPROXY_INTERCEPT", "80:80", "to itself"),
-            ("HAPROXY_FIREWALL", "nftables", "auto or iptables (this version has no other)"),
+            ("HAPROXY_FIREWALL", "ufw", "auto, iptables or nftables"),
             ("HAPROXY_MARK", "0", "no bits"),
             ("HAPROXY_TABLE", "254", "the kernel's own"),
             ("HAPROXY_RELOAD_GUARD", "migrate", "auto, hold, drop or none"),
@@ -351,8 +379,12 @@ mod tests {
             ("HAPROXY_ON_CRASH", "pray", "restart or exit"),
             ("HAPROXY_LOG_FORMAT", "xml", "text or json"),
             ("HAPROXY_LOG_LEVEL", "loud", "error, warn, info"),
+            ("HAPROXY_METRICS", "localhost:9101", "not an IP address and a port"),
+            ("HAPROXY_METRICS", "127.0.0.1:0", "port 0"),
+            ("HAPROXY_WATCH", "yes", "on or off"),
+            ("HAPROXY_SYSLOG", "0.0.0.0:514", "not of the loopback"),
         ] {
-            let Mistakes(mistakes) = read(&[(name, value)]).unwrap_err();
+            let Mistakes { mistakes, .. } = read(&[(name, value)]).unwrap_err();
             assert_eq!(mistakes.len(), 1, "{name}={value}");
             assert_eq!(mistakes[0].variable, name);
             assert_eq!(mistakes[0].value, value);
@@ -389,11 +421,13 @@ mod tests {
     }
 
     #[test]
-    fn a_take_over_that_is_asked_for_is_kept_and_warned_about() {
-        let (settings, warnings) = read(&[("HAPROXY_PIDS", "12,13")]).unwrap();
-        assert_eq!(settings.pids, Predecessors::Pids(vec![12, 13]));
-        assert!(warnings[0].to_string().contains("nothing is signalled"), "{}", warnings[0]);
-        assert_eq!(warnings.len(), 1);
+    fn those_to_take_over_from_are_named_or_to_be_found() {
+        for (text, wanted) in
+            [("12,13", Predecessors::Pids(vec![12, 13])), ("auto", Predecessors::Auto)]
+        {
+            let (settings, warnings) = read(&[("HAPROXY_PIDS", text)]).unwrap();
+            assert_eq!((settings.pids, warnings.len()), (wanted, 0));
+        }
     }
 
     #[test]
@@ -409,6 +443,6 @@ mod tests {
         let variables: Vec<_> = names::NOT_YET.iter().map(|name| (*name, "on")).collect();
         let warnings = warnings(&variables);
         assert_eq!(warnings.len(), names::NOT_YET.len());
-        assert!(warnings[0].starts_with("HAPROXY_METRICS: this version does not have it"));
+        assert!(warnings[0].starts_with("HAPROXY_DISCOVERY: this version does not have it"));
     }
 }

@@ -1,13 +1,16 @@
 //! Acts: everything from the environment to the first generation, and from the last one to the
 //! exit. Whatever is wrong is found, and told all at once, before anything is changed.
 
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -16,29 +19,49 @@ use rustix::thread::{CapabilitySet, capabilities};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
+use super::deadlines;
 use super::guarding::Policy;
-use super::lifecycle::{CrashPolicy, Limits};
+use super::lifecycle::{CrashPolicy, Limits, StateName};
+use super::orphan::{Orphan, generation_in, orphans};
 use super::reaper::adopt_orphans;
-use super::run::{Identity, Setting, run};
+use super::restart::{caller, forgetful, relieved};
+use super::run::{Identity, Requests, Setting, run};
 use super::signals::Signals;
+use super::takeover::TakingOver;
+use crate::control::door::{self, Door};
+use crate::control::metrics::Metrics;
 use crate::control::protocol::SOCKET;
+use crate::control::scrape;
 use crate::control::server::Server;
+use crate::fault::{self, Point};
+use crate::handover::takeover::choice::age;
+use crate::handover::takeover::door::Door as SuccessorsDoor;
+use crate::handover::takeover::find::Asker;
+use crate::handover::takeover::marks;
+use crate::handover::takeover::protocol::{Hello, Name, PROTOCOL};
 use crate::haproxy::command_line::{HaproxyArguments, Source, source};
-use crate::haproxy::configuration::Configuration;
+use crate::haproxy::configuration::{Configuration, closed_port};
 use crate::haproxy::installed::{self, Installed};
 use crate::haproxy::judge::Judge;
 use crate::haproxy::launch::Program;
 use crate::haproxy::{configuration_files, embedded};
+use crate::host::backend::Backend;
 use crate::host::barrier::Site;
+use crate::host::debts::Debts;
 use crate::host::instance::Instance;
 use crate::host::preflight::{self, Findings, RUN_DIRECTORY};
 use crate::host::sweep::{Swept, sweep};
 use crate::host::{Host, Wanted};
 use crate::listeners::keeper::{self, Keeper};
+use crate::logging::Log;
 use crate::problem::Problem;
 use crate::process::procfs;
+use crate::process::rights::{Needs, keep_what_is_needed, lives_from_its_file};
 use crate::process::together::both;
-use crate::settings::{OnCrash, ReloadGuard, Settings, Transparent, Warning};
+use crate::settings::{self, OnCrash, Predecessors, ReloadGuard, Settings, Transparent, Warning};
+use crate::syslog::socket::{Syslog, Territory};
+use crate::syslog::udp;
+use crate::watch::Watch;
 
 pub const USAGE: u8 = 64;
 pub const UNAVAILABLE: u8 = 69;
@@ -47,8 +70,12 @@ pub const SOFTWARE: u8 = 70;
 /// A configuration with many names to resolve or large maps takes its time.
 const READY_LIMIT: Duration = Duration::from_mins(5);
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(10);
+/// A program of a guard's takes some 10 ms, and later than this it would be no guard any more.
+const GUARD_PROGRAM_LIMIT: Duration = Duration::from_secs(1);
 /// Each guard has a tighter one of its own; this is for one that fails to say so.
 const GUARD_LIMIT: Duration = Duration::from_secs(6);
+/// What is left of a guard's 800 ms is for the predecessors, to listen again.
+const ROOM_LIMIT: Duration = Duration::from_millis(700);
 const GRACE: Duration = Duration::from_secs(5);
 const MOST_CRASHES_IN_A_ROW: u32 = 10;
 
@@ -78,6 +105,10 @@ pub struct Survey {
     pub warnings: Vec<Problem>,
     /// Whether the host is to be set up for transparent proxying.
     pub transparent: bool,
+    /// Taken now: an address that somebody else has is found before anything is changed.
+    pub metrics: Option<TcpListener>,
+    /// The same.
+    pub syslog: Option<UdpSocket>,
 }
 
 impl Asked {
@@ -102,9 +133,29 @@ impl Asked {
     #[must_use]
     pub fn wanted(&self) -> Wanted {
         Wanted {
+            firewall: self.settings.firewall,
             intercept: self.settings.intercept.clone(),
             mark: self.settings.mark,
             table: self.settings.table,
+        }
+    }
+
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        let settings = &self.settings;
+        Limits {
+            ready: READY_LIMIT,
+            hand_over: HAND_OVER_LIMIT,
+            guard: GUARD_LIMIT,
+            room: ROOM_LIMIT,
+            stop: settings.stop_deadline,
+            drain: settings.drain_deadline,
+            grace: GRACE,
+            max_generations: settings.max_generations,
+            on_crash: match settings.on_crash {
+                OnCrash::Restart => CrashPolicy::Restart { most_in_a_row: MOST_CRASHES_IN_A_ROW },
+                OnCrash::Exit => CrashPolicy::Exit,
+            },
         }
     }
 }
@@ -136,6 +187,15 @@ impl Survey {
         if forced && !(wanted && insisted) {
             problems.extend(lacking.iter().cloned());
         }
+        let pids = &asked.settings.pids;
+        let metrics = asked.settings.metrics.and_then(|address| {
+            let what = "Prometheus cannot be answered at HAPROXY_METRICS";
+            free(what, address, pids, scrape::listen(address), &mut problems)
+        });
+        let syslog = asked.settings.syslog.and_then(|address| {
+            let what = "syslog messages cannot be received at HAPROXY_SYSLOG";
+            free(what, address, pids, udp::listen(address), &mut problems)
+        });
         let status = match &found {
             Ok(_) => UNAVAILABLE,
             Err(unusable) => {
@@ -146,8 +206,9 @@ impl Survey {
         match found {
             Ok(installed) if problems.is_empty() => {
                 let transparent = wanted && lacking.is_empty();
+                let warnings = Vec::new();
                 let mut survey =
-                    Self { asked, installed, findings, warnings: Vec::new(), transparent };
+                    Self { asked, installed, findings, warnings, transparent, metrics, syslog };
                 survey.warn();
                 Ok(survey)
             }
@@ -156,9 +217,18 @@ impl Survey {
     }
 
     fn warn(&mut self) {
-        self.warnings = self.judge().judge().problems;
+        let judge = self.judge();
+        self.warnings = judge.judge().problems;
+        if self.asked.source == Source::Embedded {
+            let lowest = self.asked.settings.ports.iter().map(|port| port.number()).min();
+            let closed =
+                lowest.and_then(|port| closed_port("HAPROXY_PORTS", port, judge.open_from));
+            self.warnings.extend(closed);
+        }
+        self.warnings.extend(deadlines::plan(&judge.read(), &self.limits()));
         if self.transparent {
             self.warnings.extend(self.findings.warnings.iter().cloned());
+            self.warnings.extend(deadlines::haste(&self.limits()));
         } else if self.asked.settings.transparent == Transparent::Auto {
             let because: Vec<_> = self.findings.transparent.iter().map(|p| &*p.what).collect();
             let mend: Vec<_> = self.findings.transparent.iter().map(|p| &*p.mend).collect();
@@ -184,8 +254,17 @@ impl Survey {
             maxconn: arguments.maxconn,
             descriptors: descriptor_limit(),
             transparent: self.transparent,
+            open_from: open_from(&self.installed.path),
             state_file: Path::new(RUN_DIRECTORY).join("server-state"),
         }
+    }
+
+    /// Where the configuration needs transparent proxying that is not to be set up.
+    fn lacks_transparency(&self) -> Option<String> {
+        if self.transparent {
+            return None;
+        }
+        Some(self.judge().read().transparent().next()?.to_string())
     }
 
     fn program(&self, configuration: Vec<PathBuf>) -> Program {
@@ -198,35 +277,71 @@ impl Survey {
             run_directory,
             // Each launch looks anew.
             state_file: None,
+            needs: self.needs(),
         }
     }
 
-    fn policy(&self, instance: Instance) -> Policy {
+    fn needs(&self) -> Needs {
+        Needs {
+            namespaces: self.judge().read().namespace.is_some(),
+            // As PID 1 there is nobody to look into but HAProxy, whose connections are counted.
+            look_into_others: self.findings.facts.pid_1,
+            relieve: self.asked.settings.pids != Predecessors::None,
+        }
+    }
+
+    fn policy(&self, instance: Instance, host: Option<&Host>) -> Policy {
         let (settings, facts) = (&self.asked.settings, &self.findings.facts);
         Policy {
             setting: settings.reload_guard,
-            site: Site { instance, program: facts.program, families: facts.families.clone() },
+            site: Site {
+                instance,
+                backend: facts.backend,
+                families: facts.families.clone(),
+                nftables: host.map(Host::nftables).unwrap_or_default(),
+                debts: Debts::default(),
+                limit: (settings.stop_deadline / 10).min(GUARD_PROGRAM_LIMIT),
+            },
             ports: settings.ports.iter().map(|port| port.number()).collect(),
             intercept: settings.intercept.clone(),
         }
     }
 
-    fn limits(&self) -> Limits {
-        let settings = &self.asked.settings;
-        Limits {
-            ready: READY_LIMIT,
-            hand_over: HAND_OVER_LIMIT,
-            guard: GUARD_LIMIT,
-            stop: settings.stop_deadline,
-            drain: settings.drain_deadline,
-            grace: GRACE,
-            max_generations: settings.max_generations,
-            on_crash: match settings.on_crash {
-                OnCrash::Restart => CrashPolicy::Restart { most_in_a_row: MOST_CRASHES_IN_A_ROW },
-                OnCrash::Exit => CrashPolicy::Exit,
-            },
-        }
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.asked.limits()
     }
+}
+
+/// `None` where the hapilot of this very container has the address, for a check may run beside it,
+/// and where it may be the one's from whom we take over.
+fn free<T>(
+    what: &str,
+    address: SocketAddr,
+    pids: &Predecessors,
+    bound: io::Result<T>,
+    problems: &mut Vec<Problem>,
+) -> Option<T> {
+    let error = match bound {
+        Ok(bound) => return Some(bound),
+        Err(error) => error,
+    };
+    let (why, mend) = if error.kind() == ErrorKind::AddrInUse {
+        let control = Path::new(RUN_DIRECTORY).join(SOCKET);
+        let ours = std::os::unix::net::UnixStream::connect(control).is_ok();
+        if ours || *pids != Predecessors::None {
+            return None;
+        }
+        let port = address.port();
+        let mend = format!("see which with ss -lntup 'sport = :{port}', or take another port");
+        ("another process listens there".to_owned(), mend)
+    } else {
+        let mend =
+            "name an address of this host (127.0.0.1, ::1, 0.0.0.0, ::) and a port that is free";
+        (error.to_string(), mend.to_owned())
+    };
+    problems.push(Problem::new(format!("{what}={address}: {why}"), mend));
+    None
 }
 
 /// What cannot work without transparent proxying, if anything.
@@ -252,6 +367,18 @@ fn refusal(status: u8, problems: &[Problem], because: Option<&str>) -> Refused {
     Refused { status, text }
 }
 
+/// The first port that HAProxy may bind whatever its rights are.
+fn open_from(haproxy: &Path) -> u16 {
+    let bind = CapabilitySet::NET_BIND_SERVICE;
+    let has = capabilities(None).is_ok_and(|sets| sets.effective.contains(bind));
+    if has || lives_from_its_file(haproxy) {
+        return 0;
+    }
+    // Of our network namespace. Where it cannot be read HAProxy will say what is wrong.
+    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
+    text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
 /// `None` where HAProxy may have as many as it likes.
 fn descriptor_limit() -> Option<u64> {
     let may_raise =
@@ -260,8 +387,8 @@ fn descriptor_limit() -> Option<u64> {
 }
 
 /// Supervises until the end; the answer is the exit status.
-pub async fn supervise(survey: Survey, signals: Signals) -> u8 {
-    match boot(survey, signals).await {
+pub async fn supervise(survey: Survey, signals: Signals, log: Log) -> u8 {
+    match boot(survey, signals, log).await {
         Ok(status) => status,
         Err(error) => {
             error!("cannot start: {error:#}");
@@ -270,14 +397,28 @@ pub async fn supervise(survey: Survey, signals: Signals) -> u8 {
     }
 }
 
-async fn boot(survey: Survey, signals: Signals) -> Result<u8> {
+async fn boot(mut survey: Survey, signals: Signals, log: Log) -> Result<u8> {
     if !survey.findings.facts.pid_1 {
         adopt_orphans().context("become a child subreaper")?;
     }
+    let container = marks::container();
+    let relieves_all = survey.asked.settings.pids == Predecessors::Auto;
+    if let Some(why) = relieved(container.as_ref(), relieves_all).await {
+        info!(
+            "{why}: nothing was started. To serve here again, stop that one first; to go back \
+             without losing a connection, start a new container of this image with \
+             HAPROXY_PIDS=auto"
+        );
+        return Ok(0);
+    }
+    // Before there is another thread, or a child that would have more.
+    keep_what_is_needed(survey.needs(), &survey.installed.path)?;
     make_run_directory(Path::new(RUN_DIRECTORY))?;
     let (asked, requests) = mpsc::unbounded_channel();
-    let _control = Server::open(&Path::new(RUN_DIRECTORY).join(SOCKET), asked)?;
-    remove_leftovers(Path::new(RUN_DIRECTORY))?;
+    let _control = Server::open(&Path::new(RUN_DIRECTORY).join(SOCKET), asked.clone())?;
+    marks::remove(Path::new(RUN_DIRECTORY))?;
+    let orphans = orphans(Path::new(RUN_DIRECTORY));
+    remove_leftovers(Path::new(RUN_DIRECTORY), &orphans)?;
     let configuration = match &survey.asked.source {
         Source::Paths(paths) => paths.clone(),
         Source::Embedded => {
@@ -285,10 +426,22 @@ async fn boot(survey: Survey, signals: Signals) -> Result<u8> {
         }
     };
     let program = survey.program(configuration);
+    let watch = open_watch(&survey)?;
     let keeper = Keeper::open(&Path::new(RUN_DIRECTORY).join(keeper::SOCKET))?;
     let lease = Host::take_lease()?;
-    announce(&survey, &program, &lease.instance().to_string());
-    let host = set_up_host(&survey, &lease).await?;
+    let (sender, knocks) = mpsc::unbounded_channel();
+    let hello = hello(&survey, lease.instance(), container.clone())?;
+    let caller = caller(&hello.name);
+    let lacks = survey.lacks_transparency();
+    let successor = Asker { instance: lease.instance(), caller, age: age(&hello), lacks };
+    let facts = Rc::new(RefCell::new(hello));
+    let runtime_socket = Path::new(RUN_DIRECTORY).join(door::SOCKET);
+    let (told, offer) = (Rc::clone(&facts), keeper.offer());
+    let successors = SuccessorsDoor::open(&lease, told, offer, sender, runtime_socket)?;
+    announce(&survey, &program, &lease.instance().to_string(), container.as_ref());
+    for orphan in &orphans {
+        warn!("{}", orphan.problem(&survey.asked.settings.pids));
+    }
     let identity = Identity {
         instance: lease.instance().to_string(),
         haproxy_version: survey.installed.build.version.to_string(),
@@ -300,17 +453,81 @@ async fn boot(survey: Survey, signals: Signals) -> Result<u8> {
             .map(|intercept| intercept.from.number())
             .collect(),
     };
+    let version = env!("CARGO_PKG_VERSION");
+    let metrics = Metrics::new(version, &identity.haproxy_version, &identity.instance)?;
+    match (survey.metrics.take(), survey.asked.settings.metrics) {
+        (Some(listener), _) => scrape::serve(listener, asked)?,
+        (None, Some(address)) => {
+            tokio::task::spawn_local(scrape::serve_when_free(address, asked));
+        }
+        (None, None) => {}
+    }
+    let territory = if survey.findings.facts.pid_1 { Territory::Ours } else { Territory::Shared };
+    let mut syslog = Syslog::new(territory);
+    if let Some(address) = survey.asked.settings.syslog {
+        syslog.receive(address, survey.syslog.take());
+    }
+    let door = Door::open(&Path::new(RUN_DIRECTORY).join(door::SOCKET))?;
+    // From here on nothing fails: whatever is set up is taken down.
+    let host = set_up_host(&survey, &lease).await?;
     let (judge, limits) = (survey.judge(), survey.limits());
-    let policy = survey.policy(lease.instance());
-    let setting = Setting { program, judge, limits, host, keeper, policy, identity };
-    let status = run(setting, signals, requests).await;
+    let policy = survey.policy(lease.instance(), host.as_ref());
+    let taking_over = TakingOver::new(survey.asked.settings.pids.clone(), successor);
+    let setting = Setting {
+        program,
+        judge,
+        limits,
+        host,
+        keeper,
+        policy,
+        identity,
+        metrics,
+        log,
+        door,
+        syslog,
+        watch,
+        taking_over,
+        facts,
+    };
+    let status = run(setting, Requests { signals, asked: requests, knocks }).await;
+    successors.farewell().await;
     // Given back last: until here, what we had on the host was not an orphan's.
     drop(lease);
     info!(status, "ended");
     Ok(status)
 }
 
-fn announce(survey: &Survey, program: &Program, instance: &str) {
+fn open_watch(survey: &Survey) -> Result<Option<Watch>> {
+    if survey.asked.settings.watch == settings::Watch::Off {
+        return Ok(None);
+    }
+    if survey.asked.source == Source::Embedded {
+        warn!("HAPROXY_WATCH=on has nothing to watch: no configuration was found");
+        return Ok(None);
+    }
+    Watch::open(&survey.judge()).map(Some)
+}
+
+/// The age counts from after the lease was taken: whoever does not see our lease when it looks for
+/// others is then older than we are, and we see it.
+fn hello(survey: &Survey, instance: Instance, container: Option<String>) -> Result<Hello> {
+    let since_boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let started = Duration::try_from(since_boot).context("read the time since the boot")?;
+    Ok(Hello {
+        protocol: PROTOCOL,
+        name: Name { instance: instance.to_string(), container },
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        haproxy_version: survey.installed.build.version.to_string(),
+        state: StateName::Starting.as_str().to_owned(),
+        started: u64::try_from(started.as_nanos()).unwrap_or(u64::MAX),
+        created: marks::created(),
+        transparent: survey.transparent,
+        relieves_all: survey.asked.settings.pids == Predecessors::Auto,
+        lineage: marks::lineage(Path::new(RUN_DIRECTORY)),
+    })
+}
+
+fn announce(survey: &Survey, program: &Program, instance: &str, container: Option<&String>) {
     let configuration: Vec<_> =
         program.configuration.iter().map(|path| path.display().to_string()).collect();
     info!(
@@ -328,7 +545,13 @@ fn announce(survey: &Survey, program: &Program, instance: &str) {
             "no configuration was found; serving the embedded page"
         );
     }
-    for warning in neighbours(survey.findings.facts.pid_1) {
+    if let Some(told) = deadlines::docker_must_grant(&survey.limits()) {
+        info!("{told}");
+    }
+    if let Some(warning) = wrapper(survey.findings.facts.pid_1) {
+        warn!("{warning}");
+    }
+    if let Some(warning) = forgetful(survey, container) {
         warn!("{warning}");
     }
     for note in &survey.asked.arguments.notes {
@@ -342,32 +565,36 @@ fn announce(survey: &Survey, program: &Program, instance: &str) {
     }
 }
 
-/// Processes around us that an operator should know of.
-fn neighbours(pid_1: bool) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    let parent = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
-    let parent = parent.and_then(|pid| procfs::name(pid).ok()).unwrap_or_default();
-    if !pid_1 && ["tini", "docker-init", "dumb-init"].contains(&parent.as_str()) {
-        problems.push(Problem::new(
+/// What a parent keeps from us.
+fn swallows(parent: &str, is_first: bool) -> Option<Problem> {
+    match parent {
+        "tini" | "docker-init" | "dumb-init" => Some(Problem::new(
             format!("{parent} is above us and does not pass SIGTTOU and SIGTTIN on as they are"),
             "leave docker run --init away: hapilot does what it would do",
-        ));
+        )),
+        "sh" | "bash" | "dash" | "ash" | "busybox" if is_first => Some(Problem::new(
+            format!(
+                "{parent} is the container's first process and passes no signal on: docker stop ends in \
+                 a kill, with sessions cut and nothing torn down"
+            ),
+            "write exec before hapilot in that script, or leave the script away",
+        )),
+        _ => None,
     }
-    let of_a_generation = format!("{RUN_DIRECTORY}/generation-");
-    for pid in procfs::with_argument(|word| word.starts_with(of_a_generation.as_bytes())) {
-        problems.push(Problem::new(
-            format!("HAProxy {pid} of a hapilot that was killed is still there and may be serving"),
-            format!("end it with kill -USR1 {pid} once this one serves"),
-        ));
-    }
-    problems
+}
+
+/// A process above us that an operator should know of.
+fn wrapper(pid_1: bool) -> Option<Problem> {
+    let parent = rustix::process::getppid().filter(|_| !pid_1);
+    let above = parent.and_then(|pid| Some((pid, procfs::name(pid.as_raw_nonzero().get()).ok()?)));
+    above.and_then(|(pid, name)| swallows(&name, pid.is_init()))
 }
 
 async fn set_up_host(survey: &Survey, lease: &crate::host::lease::Lease) -> Result<Option<Host>> {
     let facts = &survey.findings.facts;
     if !survey.transparent {
         // Also where we set up nothing ourselves: a dead one's interception still hurts.
-        if !facts.programs.is_empty() {
+        if facts.can_be_swept() {
             tell_of_sweep(&sweep(facts, Some(lease.instance())).await?);
         }
         return Ok(None);
@@ -382,12 +609,16 @@ async fn set_up_host(survey: &Survey, lease: &crate::host::lease::Lease) -> Resu
     info!(
         firewall = facts.firewall(),
         items = host.owned().len(),
+        other = facts.backend.map(Backend::the_other_adds),
         "transparent proxying is set up"
     );
     Ok(Some(host))
 }
 
 fn tell_of_sweep(swept: &Swept) {
+    for warning in &swept.warnings {
+        warn!("{warning}");
+    }
     for instance in &swept.instances {
         warn!(%instance, "removed what a dead instance had left on the host");
     }
@@ -398,7 +629,7 @@ fn tell_of_sweep(swept: &Swept) {
 
 /// Ours alone, and without what a killed hapilot left in it.
 fn make_run_directory(path: &Path) -> Result<()> {
-    match fs::create_dir(path) {
+    match fault::at(Point::RunDirectory).and_then(|()| fs::create_dir(path)) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => {
             return Err(error).with_context(|| format!("make {}", path.display()));
         }
@@ -408,11 +639,16 @@ fn make_run_directory(path: &Path) -> Result<()> {
         .with_context(|| format!("make {} private", path.display()))
 }
 
-/// Not before the control socket is ours: until then they may be another hapilot's.
-fn remove_leftovers(path: &Path) -> Result<()> {
-    for entry in fs::read_dir(path).with_context(|| format!("read {}", path.display()))? {
+/// Not before the control socket is ours: until then they may be another hapilot's. Those of an
+/// orphan stay: it can be relieved over its runtime socket.
+fn remove_leftovers(path: &Path, orphans: &[Orphan]) -> Result<()> {
+    let entries = fault::at(Point::Leftovers).and_then(|()| fs::read_dir(path));
+    for entry in entries.with_context(|| format!("read {}", path.display()))? {
         let entry = entry.with_context(|| format!("read {}", path.display()))?;
-        if entry.file_name().as_bytes().starts_with(b"generation-") {
+        let name = entry.file_name();
+        let generation = generation_in(&name.to_string_lossy());
+        let is_orphans = orphans.iter().any(|orphan| Some(orphan.generation) == generation);
+        if name.as_bytes().starts_with(b"generation-") && !is_orphans {
             let file = entry.path();
             let removed =
                 if file.is_dir() { fs::remove_dir_all(&file) } else { fs::remove_file(&file) };

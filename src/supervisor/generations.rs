@@ -1,5 +1,6 @@
 //! Acts: the generations as processes. What they are to each other is the lifecycle's business.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -11,16 +12,18 @@ use tracing::{debug, error, info, warn};
 use super::guarding::Guarded;
 use super::lifecycle::{Event, Phase, StateName, Why};
 use super::run::{Message, Supervisor, milliseconds};
-use crate::handover::reload::{HandedOver, hand_over, save_server_state};
+use crate::handover::reload::{HandedOver, hand_over, prepare};
 use crate::haproxy::configuration_files::Copies;
 use crate::haproxy::generation::GenerationId;
+use crate::haproxy::insider::Insider;
 use crate::haproxy::judge::Judgement;
-use crate::haproxy::launch::{Launched, NotLaunched};
+use crate::haproxy::launch::{Launched, NotLaunched, StateFile};
 use crate::haproxy::output::{Words, follow};
 use crate::haproxy::ready::ready;
-use crate::listeners::compare::Seen;
+use crate::listeners::compare::{Seen, contested};
 use crate::listeners::counters::{self, Counters};
 use crate::listeners::fetch::{Listener, listeners};
+use crate::listeners::socket_table::{listening, seen};
 use crate::process::exit::Exit;
 use crate::process::handle::Handle;
 
@@ -38,6 +41,8 @@ pub(super) struct Running {
     pub(super) ready_after: Option<Duration>,
     /// The kernel's, at the launch.
     pub(super) counters: Counters,
+    /// The sockets of everybody that listened then.
+    pub(super) listening_before: BTreeSet<u64>,
     /// `None` before the launch and after the exit.
     handle: Option<Handle>,
     pid: Option<i32>,
@@ -52,11 +57,22 @@ pub(super) struct Running {
     /// It answered, but would serve nobody.
     rejected: bool,
     pub(super) guarded: Guarded,
+    /// From ready on.
+    pub(super) insider: Option<Insider>,
 }
 
 impl Running {
     pub(super) fn pid(&self) -> Option<i32> {
         self.pid
+    }
+
+    /// As long as nobody has waited for it.
+    pub(super) fn child(&self) -> Option<i32> {
+        self.handle.as_ref().map(Handle::pid)
+    }
+
+    pub(super) fn is_reload(&self) -> bool {
+        self.why == Why::Reload
     }
 
     /// The process has ended, whether or not the lifecycle knows already.
@@ -79,20 +95,28 @@ impl Drop for Running {
 impl Supervisor {
     /// Whoever asked for a reload by now gets what this launch brings.
     pub(super) fn prepare(&mut self, id: GenerationId, from: Option<GenerationId>, why: Why) {
-        let waiting = std::mem::take(&mut self.waiting);
+        // The first launch was nobody's wish.
+        let waiting = match why {
+            Why::Start => Vec::new(),
+            _ => std::mem::take(&mut self.waiting),
+        };
         self.trying.insert(id, waiting);
-        let Judgement { problems, state_file } = self.judge.judge();
+        let Judgement { problems, state_file, syslog } = self.judge.judge();
+        self.syslog.open(&syslog);
         Rc::make_mut(&mut self.program).state_file = state_file;
+        let words = Words::listen();
+        let words = if self.may_get_room() { words.without_advice_on_ports() } else { words };
         let mut running = Running {
             why,
             copies: None,
             launched_at: Instant::now(),
             ready_after: None,
             counters: Counters::default(),
+            listening_before: BTreeSet::new(),
             handle: None,
             pid: None,
             runtime_socket: self.program.runtime_socket(id),
-            words: Words::listen(),
+            words,
             output: None,
             tasks: Vec::new(),
             listens: Vec::new(),
@@ -100,17 +124,22 @@ impl Supervisor {
             warnings: problems.iter().map(ToString::to_string).collect(),
             rejected: false,
             guarded: Guarded::default(),
+            insider: None,
         };
         let Some(old) = from.and_then(|from| self.generations.get(&from)) else {
-            self.program.forget_server_state();
+            // After a crash it is what was saved last.
+            if why == Why::Start {
+                self.program.forget_server_state();
+            }
             self.generations.insert(id, running);
             return self.launch(id);
         };
         let (socket, program) = (old.runtime_socket.clone(), Rc::clone(&self.program));
         let messages = self.messages.clone();
         running.tasks.push(tokio::task::spawn_local(async move {
-            if let Some(file) = &program.state_file
-                && let Err(error) = save_server_state(&socket, file.path()).await
+            let file = program.state_file.as_ref();
+            if let Err(error) = prepare(&socket, file.map(StateFile::path)).await
+                && file.is_some()
             {
                 program.forget_server_state();
                 warn!(generation = id.number(), "server state was not saved: {error:#}");
@@ -125,8 +154,12 @@ impl Supervisor {
         let Some(running) = self.generations.get_mut(&id) else {
             return;
         };
+        if let Some(watch) = &mut self.watch {
+            watch.launches(&self.judge);
+        }
         running.launched_at = Instant::now();
         running.counters = counters::read().unwrap_or_default();
+        running.listening_before = listening().into_iter().flatten().map(|l| l.inode).collect();
         let last_good = self.last_good.as_ref().filter(|_| running.why == Why::LastGood);
         if last_good.is_some() {
             error!(
@@ -182,11 +215,12 @@ impl Supervisor {
         };
         let after = now.duration_since(running.launched_at);
         running.ready_after = Some(after);
+        running.insider = Some(Insider::enter(running.runtime_socket.clone()));
         if let Some(copies) = running.copies.take() {
             self.last_good = Some(copies);
         }
         info!(generation = id.number(), pid = running.pid, ms = milliseconds(after), "ready");
-        if self.lifecycle.state() != StateName::Reloading {
+        if !matches!(self.lifecycle.state(), StateName::Reloading) {
             // Nobody will ask what it said.
             drop(running.words.take());
         }
@@ -204,6 +238,23 @@ impl Supervisor {
         });
         if let Some(running) = self.generations.get_mut(&to) {
             running.tasks.push(task);
+        }
+    }
+
+    /// Somebody else may serve at the same addresses, whom we were not asked to relieve.
+    pub(super) fn warn_of_others_beside(&self, id: GenerationId, listeners: &[Listener]) {
+        let is_first = |running: &Running| running.why == Why::Start;
+        if !self.generations.get(&id).is_some_and(is_first) {
+            return;
+        }
+        let ours: Vec<_> = listeners.iter().map(Listener::seen).collect();
+        let contested = contested(&ours, &seen().unwrap_or_default());
+        if !contested.is_empty() {
+            warn!(
+                "another process listens at {} as well, and new connections go to either: start this \
+                 one again with HAPROXY_PIDS=auto if it is to be relieved, or end it (ss -ltnp shows it)",
+                contested.join(", ")
+            );
         }
     }
 
@@ -242,6 +293,13 @@ impl Supervisor {
         }
     }
 
+    pub(super) fn drain(&mut self, id: GenerationId) {
+        self.signal(id, Signal::USR1, "draining");
+        if let Some(insider) = self.generations.get_mut(&id).and_then(|r| r.insider.as_mut()) {
+            insider.ask();
+        }
+    }
+
     pub(super) fn kill(&mut self, id: GenerationId) {
         let Some(running) = self.generations.get(&id) else {
             return;
@@ -253,7 +311,8 @@ impl Supervisor {
         }
         let ending = matches!(self.lifecycle.state(), StateName::Stopping | StateName::Stopped);
         if running.ready_after.is_none() && !ending {
-            let limit = humantime::format_duration(self.limits.ready);
+            let room = self.taking_over.room.as_ref().map(|_| self.limits.room);
+            let limit = humantime::format_duration(room.unwrap_or(self.limits.ready));
             error!(generation = id.number(), %limit, "HAProxy is not ready in time");
         }
         self.signal(id, Signal::KILL, "killing");

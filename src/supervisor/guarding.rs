@@ -1,11 +1,18 @@
 //! Acts: raises and lowers guards when the lifecycle says so, and writes down what they came to.
+//!
+//! Both are tasks: a program of the host's that hangs keeps nobody else waiting. Whoever wants one
+//! down that is not up yet waits for that first, so it is down in the end; the next one is raised
+//! after the last one is down, since it has the same chain.
 
-use std::time::Instant;
+use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
+use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
-use super::generations::Running;
-use super::lifecycle::{Event, Sharing, StateName};
+use super::lifecycle::{Event, Sharing};
 use super::run::{Message, Supervisor};
 use crate::handover::guard::{Guard, Outcome, migrates, wait};
 use crate::handover::receipt::Receipt;
@@ -14,7 +21,9 @@ use crate::handover::strategy::{Facts, Kind, Question, Strategy, strategy};
 use crate::haproxy::generation::GenerationId;
 use crate::host::barrier::Site;
 use crate::host::mark::Intercept;
+use crate::listeners::compare::{Seen, guessed};
 use crate::listeners::fetch::Listener;
+use crate::listeners::socket_table::listening;
 use crate::settings::ReloadGuard;
 
 /// What is the same for every reload.
@@ -25,6 +34,48 @@ pub struct Policy {
     /// `HAPROXY_PORTS`.
     pub ports: Vec<u16>,
     pub intercept: Vec<Intercept>,
+}
+
+/// A guard on its way up.
+#[derive(Debug)]
+pub(super) struct Raising {
+    id: GenerationId,
+    wanted: Rc<Cell<bool>>,
+    task: JoinHandle<Raised>,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub(super) struct Raised {
+    pub(super) guard: Option<Guard>,
+    pub(super) warnings: Vec<String>,
+}
+
+impl Raised {
+    /// The first that works, unless one took so long that a program must have hung: the others need
+    /// the same one.
+    async fn first(
+        kinds: &[Kind],
+        site: &Site,
+        ports: &BTreeSet<u16>,
+        wanted: &Cell<bool>,
+    ) -> Self {
+        let mut raised = Self::default();
+        let until = Instant::now() + site.limit;
+        for &kind in kinds {
+            if !wanted.get() || Instant::now() >= until {
+                break;
+            }
+            match Guard::raise(kind, site, ports).await {
+                Ok(guard) => {
+                    raised.guard = Some(guard);
+                    break;
+                }
+                Err(error) => raised.warnings.push(format!("{error:#}")),
+            }
+        }
+        raised
+    }
 }
 
 /// Whether what was waited for came, or the time for it was over.
@@ -79,23 +130,34 @@ impl Guarded {
 impl Supervisor {
     /// The new listeners are known: can the old ones go?
     pub(super) fn decide(&mut self, id: GenerationId, handed_over: HandedOver) -> Sharing {
-        let before = self.keeper.seen();
-        let after = handed_over.fresh.iter().flatten().map(Listener::seen).collect::<Vec<_>>();
-        let from = self.lifecycle.serving().filter(|from| *from != id);
-        let from_pid = from.and_then(|from| self.generations.get(&from)).and_then(Running::pid);
+        let after = match &handed_over.fresh {
+            Some(fresh) => fresh.iter().map(Listener::seen).collect(),
+            None => self.guess(id, &self.keeper.seen()),
+        };
+        let before = self.theirs(&after);
+        let from_pid = self.outgoing_pid(id);
         // Nobody serves with the old ones any more, or nobody knows the new ones.
-        let late = from.is_none() || handed_over.fresh.is_none();
+        let late = if self.is_taking_over() {
+            handed_over.fresh.is_none()
+        } else {
+            self.lifecycle.serving() == Some(id)
+        };
         let Some(running) = self.generations.get_mut(&id) else {
             return Sharing::Enough;
         };
         running.handed_over = handed_over;
+        if let Some(room) = self.taking_over.room.take() {
+            running.guarded.kind = self.guard.as_ref().map(Guard::kind);
+            running.guarded.doubts.extend(room.doubts);
+            running.handed_over.warnings.extend(room.warnings);
+        }
         if late {
             self.keep_fresh(id);
             return Sharing::Enough;
         }
         let strategy = strategy(&Question {
             setting: self.policy.setting,
-            facts: Facts { migrates: migrates(), firewall: self.policy.site.program.is_some() },
+            facts: Facts { migrates: migrates(), firewall: self.policy.site.backend.is_some() },
             before: &before,
             after: &after,
             ports: &self.policy.ports,
@@ -111,39 +173,96 @@ impl Supervisor {
         Sharing::Enough
     }
 
+    /// For one that did not say what it listens on: by what the kernel says.
+    fn guess(&self, id: GenerationId, before: &[Seen]) -> Vec<Seen> {
+        let (Some(running), Ok(now)) = (self.generations.get(&id), listening()) else {
+            return before.to_vec();
+        };
+        let now: Vec<_> = now.iter().map(|l| (l.local_port, l.inode)).collect();
+        guessed(before, &running.listening_before, &now)
+    }
+
     pub(super) fn keep_fresh(&mut self, id: GenerationId) {
-        let fresh = self.generations.get_mut(&id).and_then(|r| r.handed_over.fresh.take());
-        if let Some(listeners) = fresh {
-            self.keep(id, listeners);
+        self.take_from_a_stuck_one(id);
+        let Some(running) = self.generations.get_mut(&id) else { return };
+        if let Some(listeners) = running.handed_over.fresh.take() {
+            return self.keep(id, listeners);
+        }
+        // It did not say. Whoever waits where nobody accepts any more would wait for ever.
+        if let Some(strategy) = running.guarded.strategy.as_ref().filter(|s| !s.going.is_empty())
+            && let Err(error) = self.keeper.let_go(&strategy.going)
+        {
+            running.handed_over.warnings.push(format!("{error:#}"));
+        }
+    }
+
+    /// One that hangs keeps its listeners until it is killed, and with them its share of the
+    /// clients. While the keeper still has them too, we can do without it.
+    fn take_from_a_stuck_one(&mut self, id: GenerationId) {
+        let Some(running) = self.generations.get_mut(&id) else { return };
+        let Some(strategy) = &running.guarded.strategy else { return };
+        if running.handed_over.stuck && !strategy.going.is_empty() {
+            self.keeper.shut_down(&strategy.going);
+            let addresses = strategy.exposed.join(", ");
+            let warning = format!("the old HAProxy hangs: {addresses} was taken from it");
+            running.handed_over.warnings.push(warning);
         }
     }
 
     /// The first that works; without any the reload goes on, and its receipt says so.
-    pub(super) async fn raise_guard(&mut self, id: GenerationId) {
-        // It has the same chain.
-        self.finish_lowering().await;
-        let Some(running) = self.generations.get_mut(&id) else { return };
+    pub(super) fn raise_guard(&mut self, id: GenerationId) {
+        let Some(running) = self.generations.get(&id) else { return };
         let Some(strategy) = running.guarded.strategy.clone() else { return };
-        for &kind in &strategy.guards {
-            match Guard::raise(kind, &self.policy.site, &strategy.ports).await {
-                Ok(guard) => {
-                    info!(generation = id.number(), guard = %kind, "guard raised");
-                    running.guarded.kind = Some(kind);
-                    self.guard = Some(guard);
-                    break;
-                }
-                Err(error) => running.handed_over.warnings.push(format!("{error:#}")),
+        self.begin_raising(id, &strategy, self.policy.site.limit);
+    }
+
+    /// `limit`: for each program that it takes. Ends as `Message::Raised`.
+    pub(super) fn begin_raising(&mut self, id: GenerationId, strategy: &Strategy, limit: Duration) {
+        let (lowering, messages) = (self.lowering.take(), self.messages.clone());
+        let (kinds, ports) = (strategy.guards.clone(), strategy.ports.clone());
+        let site = Site { limit, ..self.policy.site.clone() };
+        let wanted = Rc::new(Cell::new(true));
+        let is_wanted = Rc::clone(&wanted);
+        let task = tokio::task::spawn_local(async move {
+            if let Some(lowering) = lowering {
+                let _ = lowering.await;
             }
+            let raised = Raised::first(&kinds, &site, &ports, &is_wanted).await;
+            let _ = messages.send(Message::Raised(id));
+            raised
+        });
+        self.raising = Some(Raising { id, wanted, task });
+    }
+
+    /// One that nobody wants any more is lowered by whoever did not.
+    pub(super) async fn raised(&mut self, id: GenerationId) {
+        let Some(raising) = self.raising.take_if(|raising| raising.id == id) else { return };
+        // Its message was the last that it had to do.
+        let Raised { guard, warnings } = raising.task.await.unwrap_or_default();
+        if let Some(guard) = &guard {
+            info!(generation = id.number(), guard = %guard.kind(), "guard raised");
         }
+        self.guard = guard;
+        match self.generations.get_mut(&id) {
+            Some(running) => {
+                running.guarded.kind = self.guard.as_ref().map(Guard::kind);
+                running.handed_over.warnings.extend(warnings);
+                self.await_settled(id);
+            }
+            None => self.room_guarded(warnings),
+        }
+    }
+
+    fn await_settled(&mut self, id: GenerationId) {
+        let Some(running) = self.generations.get_mut(&id) else { return };
         let messages = self.messages.clone();
         let settled = move |came| drop(messages.send(Message::Settled(id, came)));
-        match &self.guard {
-            Some(guard) if guard.kind() != Kind::Migrate => {
+        match (&self.guard, running.guarded.strategy.clone()) {
+            (Some(guard), Some(Strategy { going, ports, .. })) if guard.kind() != Kind::Migrate => {
                 let (full, deadline) = (guard.fullness(), guard.deadline());
                 let now = Instant::now();
                 let half_way = now + deadline.saturating_duration_since(now) / 2;
                 running.tasks.push(tokio::task::spawn_local(async move {
-                    let Strategy { going, ports, .. } = strategy;
                     settled(wait::settled(&going, &ports, full, half_way).await.into());
                 }));
             }
@@ -171,24 +290,35 @@ impl Supervisor {
         }));
     }
 
+    /// Also one that is not up yet.
     pub(super) fn lower_guard(&mut self, id: GenerationId) {
         let messages = self.messages.clone();
-        let Some(guard) = self.guard.take() else {
-            return drop(messages.send(Message::Event(Event::GuardDone(id))));
-        };
-        let lowered = guard.lower();
-        info!(generation = id.number(), "guard lowered");
+        let (guard, raising) = (self.guard.take(), self.raising.take());
+        if let Some(raising) = &raising {
+            raising.wanted.set(false);
+        }
         // Not one of the generation's tasks: what is held is let through even if that one dies.
         self.lowering = Some(tokio::task::spawn_local(async move {
+            let guard = match raising {
+                Some(raising) => raising.task.await.unwrap_or_default().guard,
+                None => guard,
+            };
+            let Some(guard) = guard else {
+                return drop(messages.send(Message::Event(Event::GuardDone(id))));
+            };
+            let lowered = guard.lower().await;
+            info!(generation = id.number(), "guard lowered");
             let _ = messages.send(Message::GuardDone(id, lowered.finish().await));
         }));
     }
 
-    /// Bounded by itself.
-    pub(super) async fn finish_lowering(&mut self) {
-        if let Some(lowering) = self.lowering.take() {
-            // One that panicked has dropped its guard, which lowers it.
-            let _ = lowering.await;
+    /// For as long as `limit`: what is up then is among the debts.
+    pub(super) async fn finish_lowering(&mut self, limit: Duration) {
+        if let Some(mut lowering) = self.lowering.take()
+            && tokio::time::timeout(limit, &mut lowering).await.is_err()
+        {
+            warn!(?limit, "a guard was not down in time: what it has on the host is removed now");
+            lowering.abort();
         }
     }
 
@@ -214,8 +344,9 @@ impl Supervisor {
     }
 
     pub(super) fn note_outcome(&mut self, id: GenerationId, outcome: Outcome) {
+        let exchanging = self.is_exchanging();
         match self.generations.get_mut(&id) {
-            Some(running) if self.lifecycle.state() == StateName::Reloading => {
+            Some(running) if exchanging => {
                 running.handed_over.warnings.extend_from_slice(&outcome.failures);
                 running.guarded.outcome = Some(outcome);
             }

@@ -6,12 +6,17 @@ use tracing::{error, info, warn};
 
 use super::generations::Running;
 use super::lifecycle::Refusal;
+use super::relief::Guest;
 use super::run::{Supervisor, milliseconds};
-use crate::control::protocol::Answer;
+use super::status::epoch;
+use crate::control::protocol::{Answer, ReloadStatus};
 use crate::handover::receipt::{Receipt, doubts};
 use crate::haproxy::generation::GenerationId;
 use crate::listeners::counters;
 use crate::process::exit::Exit;
+
+/// As many as fit on a screen with the rest of a status.
+const RELOADS_TOLD: usize = 8;
 
 impl Supervisor {
     pub(super) fn crashed(
@@ -30,9 +35,20 @@ impl Supervisor {
     }
 
     pub(super) fn reload_taken(&mut self, from: GenerationId, to: GenerationId) {
-        let mut receipt = self.receipt(Some(to), None);
+        let from_pid = self.generations.get(&from).and_then(Running::pid);
+        let mut receipt = self.taken_receipt(to);
         receipt.from_generation = Some(from.number());
-        receipt.from_pid = self.generations.get(&from).and_then(Running::pid);
+        receipt.from_pid = from_pid.or(receipt.from_pid);
+        for warning in &receipt.warnings {
+            warn!(generation = to.number(), "{warning}");
+        }
+        info!("reload {receipt}");
+        self.answer(Some(to), receipt);
+    }
+
+    /// How the listeners came to that generation.
+    pub(super) fn taken_receipt(&mut self, to: GenerationId) -> Receipt {
+        let mut receipt = self.receipt(Some(to), None);
         if let Some(running) = self.generations.get_mut(&to) {
             let handed_over = &running.handed_over;
             let listeners = handed_over.listeners.as_ref();
@@ -40,7 +56,7 @@ impl Supervisor {
             receipt.counters_before = running.counters;
             receipt.counters_after = counters::read().unwrap_or_default();
             let guarded = &running.guarded;
-            receipt.from_pid = receipt.from_pid.or(guarded.from_pid);
+            receipt.from_pid = guarded.from_pid;
             receipt.doubts = doubts(
                 listeners,
                 &guarded.exposed(),
@@ -50,14 +66,10 @@ impl Supervisor {
             receipt.doubts.extend_from_slice(&guarded.doubts);
             guarded.write(&mut receipt);
             receipt.carried_over.clone_from(&handed_over.carried_over);
-            receipt.warnings =
-                running.warnings.iter().chain(&handed_over.warnings).cloned().collect();
+            receipt.stick_entries = handed_over.stick_entries;
+            receipt.warnings.extend_from_slice(&handed_over.warnings);
         }
-        for warning in &receipt.warnings {
-            warn!(generation = to.number(), "{warning}");
-        }
-        info!("reload {receipt}");
-        self.answer(Some(to), receipt);
+        receipt
     }
 
     pub(super) fn reload_refused(&mut self, id: Option<GenerationId>, why: Refusal) {
@@ -66,12 +78,20 @@ impl Supervisor {
             Refusal::Died(exit) => format!("the new HAProxy ended with {exit}"),
             Refusal::NotReady => format!("the new HAProxy was not ready within {ready}"),
             Refusal::Paused => "accepting is paused; resume it with SIGTTIN first".to_owned(),
+            Refusal::Reserved => {
+                let by = self.guest.as_ref().map(Guest::instance);
+                let by = by.unwrap_or("a successor");
+                format!("hapilot {by} is taking over, with its own configuration")
+            }
             Refusal::Stopping => "hapilot is stopping".to_owned(),
         };
         let mut receipt = self.receipt(id, Some(reason));
         let serving = self.lifecycle.serving();
         receipt.from_generation = serving.map(GenerationId::number);
         receipt.from_pid = serving.and_then(|id| self.generations.get(&id)).and_then(Running::pid);
+        for warning in &receipt.warnings {
+            warn!(generation = receipt.to_generation, "{warning}");
+        }
         warn!("reload {receipt}");
         self.answer(id, receipt);
     }
@@ -87,6 +107,7 @@ impl Supervisor {
             receipt.to_pid = running.pid();
             receipt.ready_ms = running.ready_after.map(milliseconds);
             receipt.haproxy = running.words.take();
+            receipt.warnings.clone_from(&running.warnings);
         }
         receipt
     }
@@ -99,6 +120,13 @@ impl Supervisor {
         for answer in waiting {
             let _ = answer.send(Answer::Reload(Box::new(receipt.clone())));
         }
+        self.metrics.reload(&receipt, epoch(SystemTime::now()));
+        self.reloads.push_front(ReloadStatus {
+            at: receipt.at.clone(),
+            verdict: receipt.verdict,
+            told: receipt.to_string(),
+        });
+        self.reloads.truncate(RELOADS_TOLD);
         self.last_reload = Some(receipt);
     }
 }

@@ -2,12 +2,12 @@
 //!
 //! One loop on one thread. Whatever may take time runs as a task beside it and ends as a message,
 //! so a signal is heard in every state; only the host's set-up and tear-down are waited for, each
-//! with a bound.
+//! with a bound (a guard's are not).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::FutureExt;
 use rustix::process::Signal;
@@ -15,47 +15,73 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
+use super::drift::Drift;
 use super::generations::Running;
-use super::guarding::{Came, Policy};
-use super::lifecycle::{Action, Event, Lifecycle, Limits, Why};
+use super::guarding::{Came, Policy, Raising};
+use super::lifecycle::{Action, Event, Lifecycle, Limits, StateName};
 use super::reaper::reap;
+use super::relief::Guest;
+use super::saving::Saving;
 use super::signals::{Heard, Signals};
-use crate::control::protocol::{Answer, Request};
+use super::takeover::TakingOver;
+use crate::control::door::{Door, Way};
+use crate::control::metrics::Metrics;
+use crate::control::protocol::{Answer, ReloadStatus, Request};
 use crate::control::server::Asked;
 use crate::handover::fitness::unfit;
 use crate::handover::guard::{Guard, Outcome};
 use crate::handover::receipt::Receipt;
 use crate::handover::reload::HandedOver;
+use crate::handover::takeover::door::{Facts, Knock};
+use crate::handover::takeover::find::{Found, Hindered};
+use crate::handover::takeover::predecessor::Told;
+use crate::handover::takeover::protocol;
+use crate::handover::takeover::receipt::Takeover;
 use crate::haproxy::configuration_files::Copies;
 use crate::haproxy::generation::GenerationId;
 use crate::haproxy::judge::Judge;
 use crate::haproxy::launch::Program;
-use crate::host::Host;
+use crate::host::watch::Changed;
+use crate::host::{Host, TearDownError};
 use crate::listeners::fetch::Listener;
 use crate::listeners::keeper::Keeper;
-use crate::logging::LAST_WORDS;
+use crate::logging::Log;
+use crate::process::last_resort;
+use crate::process::rights::keep_what_is_needed;
+use crate::syslog::socket::Syslog;
+use crate::watch::Watch;
 
 /// For host changes outside the stop deadline.
 const HOST_LIMIT: Duration = Duration::from_secs(10);
-const PUT_BACK_LIMIT: Duration = Duration::from_secs(1);
+pub(super) const PUT_BACK_LIMIT: Duration = Duration::from_secs(1);
 /// Our own bug, or a host that could not be given back.
 const SOFTWARE: u8 = 70;
 /// The host lacks something.
-const UNAVAILABLE: u8 = 69;
+pub(super) const UNAVAILABLE: u8 = 69;
 
 /// What a task beside the loop has to say.
 #[derive(Debug)]
 pub(super) enum Message {
     Event(Event),
+    /// A step of making room, with whether it came to what was waited for.
+    Room(Event, Came),
     /// What had to be saved before the launch is saved.
     Prepared(GenerationId),
     /// Its runtime socket answered; `None` where it did not say what it listens on.
     Ready(GenerationId, Option<Vec<Listener>>),
     HandedOver(GenerationId, HandedOver),
+    /// A guard is up, or none could be raised.
+    Raised(GenerationId),
     /// A guard's steps, each with whether it came to what was waited for.
     Settled(GenerationId, Came),
     ListenersGone(GenerationId, Came),
     GuardDone(GenerationId, Outcome),
+    /// Those whom we are to relieve.
+    Found(Result<Found, Hindered>),
+    /// What becomes of one of them.
+    Told(usize, Told),
+    /// Somebody may have removed something of ours from the host.
+    HostChanged(Changed),
 }
 
 #[derive(Debug)]
@@ -68,13 +94,34 @@ pub struct Supervisor {
     pub(super) keeper: Keeper,
     pub(super) policy: Policy,
     pub(super) guard: Option<Guard>,
-    /// A guard that is down and being tidied up.
+    pub(super) raising: Option<Raising>,
+    /// A guard that is on its way down, or down and being tidied up.
     pub(super) lowering: Option<JoinHandle<()>>,
     pub(super) last_reload: Option<Receipt>,
+    /// The last first.
+    pub(super) reloads: VecDeque<ReloadStatus>,
+    pub(super) taking_over: TakingOver,
+    pub(super) last_takeover: Option<Takeover>,
+    /// What is told at the door of us.
+    pub(super) facts: Facts,
+    /// The successor that we hold still for.
+    pub(super) guest: Option<Guest>,
+    /// Whoever relieved us and waits for our end.
+    pub(super) watchers: Vec<mpsc::UnboundedSender<protocol::Answer>>,
     /// The configuration of the generation that was ready last.
     pub(super) last_good: Option<Copies>,
+    pub(super) saving: Saving,
+    pub(super) drift: Drift,
     pub(super) identity: Identity,
     pub(super) limits: Limits,
+    pub(super) metrics: Metrics,
+    pub(super) log: Log,
+    pub(super) started: SystemTime,
+    pub(super) door: Door,
+    pub(super) syslog: Syslog,
+    pub(super) watch: Option<Watch>,
+    /// While stopping: when to say again what is waited for.
+    pub(super) tell_again_at: Option<Instant>,
     /// Whoever waits for the next launch, and for the outcome of one.
     pub(super) waiting: Vec<oneshot::Sender<Answer>>,
     pub(super) trying: BTreeMap<GenerationId, Vec<oneshot::Sender<Answer>>>,
@@ -100,16 +147,40 @@ pub struct Setting {
     pub keeper: Keeper,
     pub policy: Policy,
     pub identity: Identity,
+    pub metrics: Metrics,
+    pub log: Log,
+    pub door: Door,
+    pub syslog: Syslog,
+    pub watch: Option<Watch>,
+    pub taking_over: TakingOver,
+    pub facts: Facts,
+}
+
+/// What others may ask of us while we run.
+#[derive(Debug)]
+pub struct Requests {
+    pub signals: Signals,
+    /// Over the control socket.
+    pub asked: mpsc::UnboundedReceiver<Asked>,
+    /// At the successor's door.
+    pub knocks: mpsc::UnboundedReceiver<Knock>,
 }
 
 /// Runs until everything is given back; the answer is the exit status.
-pub async fn run(setting: Setting, signals: Signals, asked: mpsc::UnboundedReceiver<Asked>) -> u8 {
+pub async fn run(setting: Setting, requests: Requests) -> u8 {
     let (mut supervisor, first) = Supervisor::new(setting);
-    let served = AssertUnwindSafe(supervisor.serve(first, signals, asked)).catch_unwind().await;
+    let served = AssertUnwindSafe(supervisor.serve(first, requests)).catch_unwind().await;
     match served {
         Ok(status) => status,
         // The panic is on stderr; the host is given back all the same.
         Err(_) => supervisor.abandon().await,
+    }
+}
+
+async fn stirred(watch: Option<&mut Watch>) {
+    match watch {
+        Some(watch) => watch.stirred().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -122,8 +193,9 @@ async fn until(wake_at: Option<Instant>) {
 
 impl Supervisor {
     fn new(setting: Setting) -> (Self, Vec<Action>) {
-        let Setting { program, judge, limits, host, keeper, policy, identity } = setting;
-        let (lifecycle, first) = Lifecycle::start(Instant::now(), limits);
+        let Setting { program, judge, limits, host, keeper, policy, identity, .. } = setting;
+        let Setting { metrics, log, door, syslog, watch, taking_over, facts, .. } = setting;
+        let (lifecycle, first) = Lifecycle::start(Instant::now(), limits, taking_over.birth());
         let (messages, inbox) = mpsc::unbounded_channel();
         let supervisor = Self {
             program: Rc::new(program),
@@ -134,11 +206,27 @@ impl Supervisor {
             keeper,
             policy,
             guard: None,
+            raising: None,
             lowering: None,
             last_reload: None,
+            reloads: VecDeque::new(),
+            taking_over,
+            last_takeover: None,
+            facts,
+            guest: None,
+            watchers: Vec::new(),
             last_good: None,
+            saving: Saving::default(),
+            drift: Drift::default(),
             identity,
             limits,
+            metrics,
+            log,
+            started: SystemTime::now(),
+            door,
+            syslog,
+            watch,
+            tell_again_at: None,
             waiting: Vec::new(),
             trying: BTreeMap::new(),
             messages,
@@ -147,32 +235,56 @@ impl Supervisor {
         (supervisor, first)
     }
 
-    async fn serve(
-        &mut self,
-        first: Vec<Action>,
-        mut signals: Signals,
-        mut asked: mpsc::UnboundedReceiver<Asked>,
-    ) -> u8 {
+    async fn serve(&mut self, first: Vec<Action>, requests: Requests) -> u8 {
+        let Requests { mut signals, mut asked, mut knocks } = requests;
+        self.watch_host();
         let mut done = self.perform(first).await;
         loop {
             if let Some(status) = done {
                 return status;
             }
-            let wake_at = self.lifecycle.wake_at();
+            let (wake_at, tell_at) = (self.lifecycle.wake_at(), self.tell_again_at);
+            let look_at = self.watch.as_ref().and_then(Watch::look_at);
             done = tokio::select! {
                 biased;
                 heard = signals.next() => self.heard(heard).await,
                 Some(message) = self.inbox.recv() => self.message(message).await,
                 () = until(wake_at) => self.event(Event::Tick).await,
                 Some(asked) = asked.recv() => self.asked(asked).await,
+                Some(knock) = knocks.recv() => self.knocked(knock).await,
+                () = until(tell_at) => {
+                    self.tell_of_sessions();
+                    None
+                }
+                () = stirred(self.watch.as_mut()) => {
+                    self.stir();
+                    None
+                }
+                () = until(look_at) => self.look_for_changes().await,
             };
         }
     }
 
+    fn stir(&mut self) {
+        if let Some(watch) = &mut self.watch {
+            watch.stir(Instant::now());
+        }
+    }
+
+    async fn look_for_changes(&mut self) -> Option<u8> {
+        let changes = self.watch.as_mut()?.changes(&self.judge);
+        let first = changes.first()?.display().to_string();
+        if matches!(self.lifecycle.state(), StateName::Stopping | StateName::Relieved) {
+            return None;
+        }
+        info!(changes = changes.len(), first, "the configuration changed: reloading");
+        self.event(Event::ReloadWanted).await
+    }
+
     async fn abandon(&mut self) -> u8 {
         error!("hapilot failed, which is a bug; ending HAProxy and giving the host back");
-        if let Some(guard) = self.guard.take() {
-            drop(guard.lower());
+        if let Some(id) = self.generations.keys().next_back() {
+            self.lower_guard(*id);
         }
         for id in self.generations.keys() {
             self.signal(*id, Signal::KILL, "killing");
@@ -183,7 +295,9 @@ impl Supervisor {
     async fn heard(&mut self, heard: Heard) -> Option<u8> {
         match heard {
             Heard::Child => {
-                for (pid, exit) in reap() {
+                let generations = self.generations.values();
+                let known: Vec<i32> = generations.filter_map(Running::child).collect();
+                for (pid, exit) in reap(&known) {
                     self.child_ended(pid, exit);
                 }
                 None
@@ -197,8 +311,22 @@ impl Supervisor {
 
     async fn message(&mut self, message: Message) -> Option<u8> {
         match message {
-            Message::Event(event) => return self.event(event).await,
-            Message::Prepared(id) => self.launch(id),
+            Message::Event(event) => {
+                let event = self.explain(event);
+                return self.event(event).await;
+            }
+            Message::Room(event, came) => {
+                let event = self.room_news(event, came);
+                return self.event(event).await;
+            }
+            Message::Prepared(id) => {
+                self.launch(id);
+                // An operator expects that what somebody flushed is there after a reload. And while
+                // HAProxy reads its configuration nobody waits for it.
+                if self.generations.get(&id).is_some_and(Running::is_reload) {
+                    return self.event(Event::LookWanted).await;
+                }
+            }
             Message::Ready(id, listeners) => return self.ready(id, listeners).await,
             Message::HandedOver(id, handed_over) => {
                 // It died meanwhile and the news is on its way: the old one must not drain for it.
@@ -208,6 +336,7 @@ impl Supervisor {
                 let sharing = self.decide(id, handed_over);
                 return self.event(Event::HandedOver(id, sharing)).await;
             }
+            Message::Raised(id) => self.raised(id).await,
             Message::Settled(id, came) => {
                 if self.generations.get(&id)?.is_gone() {
                     return None;
@@ -223,6 +352,12 @@ impl Supervisor {
                 self.note_outcome(id, outcome);
                 return self.event(Event::GuardDone(id)).await;
             }
+            Message::Found(found) => return self.found(found).await,
+            Message::Told(at, told) => self.told(at, &told),
+            Message::HostChanged(changed) => {
+                let event = self.host_changed(changed);
+                return self.event(event).await;
+            }
         }
         None
     }
@@ -236,10 +371,12 @@ impl Supervisor {
             return None;
         }
         let done = self.event(Event::Ready(id)).await;
-        // A reload looks again when it hands over.
+        // A reload looks again when it hands over, and so does a take-over.
         if let Some(listeners) = listeners
             && self.lifecycle.serving() == Some(id)
+            && !self.is_taking_over()
         {
+            self.warn_of_others_beside(id, &listeners);
             self.keep(id, listeners);
         }
         done
@@ -255,6 +392,10 @@ impl Supervisor {
             Request::Health => {
                 self.answer_health(answer);
             }
+            Request::Metrics => {
+                let _ = answer.send(self.measure());
+            }
+            Request::Sessions => self.answer_sessions(answer),
             Request::Reload => {
                 info!("reload asked for over the control socket");
                 self.waiting.push(answer);
@@ -270,57 +411,123 @@ impl Supervisor {
         None
     }
 
-    async fn event(&mut self, event: Event) -> Option<u8> {
+    pub(super) async fn event(&mut self, event: Event) -> Option<u8> {
         let now = Instant::now();
         if let Event::Ready(id) = event {
             self.note_ready(id, now);
         }
-        if let Event::Exited(id, exit) = event {
+        if let Event::Exited(id, exit) | Event::Blocked(id, exit) = event {
             info!(generation = id.number(), %exit, "gone");
         }
         let before = self.lifecycle.state();
         let actions = self.lifecycle.on(now, event);
         debug!(?event, ?actions, "decided");
-        let done = self.perform(actions).await;
-        if let Event::Exited(id, _) = event {
-            self.forget(id);
+        self.point_the_way();
+        if matches!(event, Event::ResumeWanted | Event::ReserveEnded) {
+            // What changed meanwhile was refused for that.
+            self.stir();
         }
+        let done = self.perform(actions).await;
+        if let Event::Exited(id, _) | Event::Blocked(id, _) = event {
+            self.forget(id);
+            if !self.watchers.is_empty() && done.is_none() {
+                let sessions = self.sessions();
+                self.tell_watchers(&protocol::Answer::Draining { sessions });
+            }
+        }
+        self.save_what_serves();
         let state = self.lifecycle.state();
         if state != before {
+            state.as_str().clone_into(&mut self.facts.borrow_mut().state);
             let generation = self.lifecycle.serving().map(GenerationId::number);
             info!(generation, "{}", state.as_str());
+            match state {
+                StateName::Serving => self.look_into_nobody(),
+                StateName::Stopping => {
+                    // However it was asked for; a signal has done so already.
+                    last_resort::arm();
+                    self.tell_of_sessions();
+                }
+                _ => {}
+            }
         }
         done
+    }
+
+    /// Before the old one is told to drain: from then on it answers nobody who is new.
+    fn point_the_way(&self) {
+        let serving = self.lifecycle.serving().and_then(|id| self.generations.get(&id));
+        self.door.lead(match (serving, self.lifecycle.state()) {
+            (Some(running), _) => Way::To(running.runtime_socket.clone()),
+            (None, StateName::Stopping | StateName::Stopped) => Way::NoMore,
+            (None, _) => Way::NotYet,
+        });
+    }
+
+    /// Whoever was to be relieved is, and among the host's processes this right reaches far.
+    fn look_into_nobody(&mut self) {
+        let program = Rc::make_mut(&mut self.program);
+        if !std::mem::take(&mut program.needs.relieve) {
+            return;
+        }
+        if let Err(error) = keep_what_is_needed(program.needs, &program.binary) {
+            error!("{error:#}");
+        }
     }
 
     async fn perform(&mut self, actions: Vec<Action>) -> Option<u8> {
         for action in actions {
             match action {
                 Action::Launch { id, from, why } => {
-                    if why == Why::Reload {
-                        self.put_back().await;
-                    }
                     self.prepare(id, from, why);
                 }
+                Action::FindPredecessors => self.find_predecessors(),
+                Action::TakeOver(id) => self.compare_with_predecessors(id),
+                Action::Relieve => self.relieve(),
+                Action::Spare => self.spare(),
+                Action::GuardRoom(id) => self.guard_room(id),
+                Action::PausePredecessors => self.pause_predecessors(),
+                Action::AwaitReturn => self.await_return(),
+                Action::TakenOver(id) => self.taken_over(id),
+                Action::Reserved => {
+                    let paused = self.lifecycle.is_paused();
+                    self.answer_successor(protocol::Answer::Reserved { paused });
+                }
+                Action::NotReserved => {
+                    let reason = "it is stopping".to_owned();
+                    self.answer_successor(protocol::Answer::Refused { reason, by: None });
+                }
                 Action::HandOver { from, to } => self.hand_over(from, to),
-                Action::RaiseGuard(id) => self.raise_guard(id).await,
+                Action::RaiseGuard(id) => self.raise_guard(id),
                 Action::Keep(id) => self.keep_fresh(id),
                 Action::WatchListeners(id) => self.watch_listeners(id),
                 Action::LowerGuard(id) => self.lower_guard(id),
-                Action::Drain(id) => self.signal(id, Signal::USR1, "draining"),
-                Action::Terminate(id) => self.signal(id, Signal::TERM, "ending its sessions"),
+                Action::Drain(id) => self.drain(id),
+                Action::Terminate(id) => self.cut(id),
                 Action::Kill(id) => self.kill(id),
                 Action::Pause(id) => self.signal(id, Signal::TTOU, "paused accepting"),
                 Action::Resume(id) => self.signal(id, Signal::TTIN, "resumed accepting"),
                 Action::Intercept => self.intercept().await,
+                Action::PutBack => self.put_back().await,
+                Action::Contested { times } => warn!(
+                    times,
+                    "somebody removes parts of ours from the host again and again; from now on \
+                     they are put back later each time, up to a minute"
+                ),
                 Action::StopIntercepting => self.stop_intercepting().await,
                 Action::CloseKeeper => self.keeper.close(),
                 Action::ReloadTaken { from, to } => self.reload_taken(from, to),
                 Action::ReloadRefused { id, why } => self.reload_refused(id, why),
                 Action::Crashed { id, exit, in_a_row, restart_in } => {
+                    self.saving.lost();
                     Self::crashed(id, exit, in_a_row, restart_in);
                 }
-                Action::TearDown { status } => return Some(self.tear_down(status).await),
+                Action::TearDown { status } => {
+                    let status = self.tear_down(status).await;
+                    self.tell_watchers(&protocol::Answer::Ended { status });
+                    self.watchers.clear();
+                    return Some(status);
+                }
             }
         }
         None
@@ -339,21 +546,6 @@ impl Supervisor {
         }
     }
 
-    /// A reload is also when an operator expects that what somebody flushed is there again.
-    async fn put_back(&mut self) {
-        // No signal is heard meanwhile, and a stop must not be late for a hanging iptables.
-        let until = Instant::now() + (self.limits.stop / 10).min(PUT_BACK_LIMIT);
-        let Some(host) = &mut self.host else { return };
-        match host.put_back(until).await {
-            Ok(places) => {
-                for place in places {
-                    warn!(%place, "somebody had removed rules of ours; they are back");
-                }
-            }
-            Err(error) => error!("what is missing on the host was not put back: {error:#}"),
-        }
-    }
-
     async fn stop_intercepting(&mut self) {
         // A hanging iptables must not keep HAProxy from draining for long.
         let until = Instant::now() + (self.limits.stop / 5).min(HOST_LIMIT);
@@ -365,24 +557,32 @@ impl Supervisor {
 
     async fn tear_down(&mut self, status: u8) -> u8 {
         let limit = Instant::now() + HOST_LIMIT.min(self.limits.stop);
-        // The end of the deadline is for the last words, should nobody read them.
-        let until = self.lifecycle.stop_deadline().and_then(|at| at.checked_sub(2 * LAST_WORDS));
+        let kept = self.limits.after_tear_down();
+        let until = self.lifecycle.stop_deadline().and_then(|at| at.checked_sub(kept));
         let until = until.map_or(limit, |until| until.min(limit));
         let begin = Instant::now();
-        self.finish_lowering().await;
-        let Some(host) = &mut self.host else {
-            return status;
+        // A program that hangs shall leave time for all the others.
+        self.finish_lowering(until.saturating_duration_since(begin) / 4).await;
+        let debts = self.policy.site.debts.clone();
+        // Rules of a guard harm nobody for long, so they come last; but their turn shall come.
+        let kept = if debts.is_empty() { 0 } else { 4 };
+        let kept = until.saturating_duration_since(Instant::now()).checked_div(kept);
+        let host_until = until.checked_sub(kept.unwrap_or_default()).unwrap_or(until);
+        let torn_down = match &mut self.host {
+            Some(host) => host.tear_down(host_until).await,
+            None => Ok(()),
         };
-        match host.tear_down(until).await {
-            Ok(()) => {
-                info!(ms = milliseconds(begin.elapsed()), "the host is as it was");
-                status
-            }
-            Err(error) => {
-                error!("the host is not as it was: {error}; `hapilot sweep` tries again");
-                if status == 0 { SOFTWARE } else { status }
-            }
+        let mut failures = torn_down.err().map(|TearDownError(all)| all).unwrap_or_default();
+        failures.extend(debts.pay(until).await);
+        if !failures.is_empty() {
+            let left = TearDownError(failures);
+            error!("the host is not as it was: {left}; `hapilot sweep` tries again");
+            return if status == 0 { SOFTWARE } else { status };
         }
+        if self.host.is_some() {
+            info!(ms = milliseconds(begin.elapsed()), "the host is as it was");
+        }
+        status
     }
 }
 

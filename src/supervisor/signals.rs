@@ -10,6 +10,7 @@ use signal_hook::consts::{
 use signal_hook_tokio::SignalsInfo;
 
 use super::lifecycle::{Event, Stop};
+use crate::fault::{self, Point};
 
 pub struct Signals(SignalsInfo);
 
@@ -31,7 +32,8 @@ impl Signals {
     /// From here on no signal of ours ends the process.
     pub fn subscribe() -> Result<Self> {
         let ours = [SIGHUP, SIGUSR2, SIGTERM, SIGUSR1, SIGINT, SIGQUIT, SIGTTOU, SIGTTIN, SIGCHLD];
-        SignalsInfo::new(ours).map(Self).context("subscribe to signals")
+        let subscribed = fault::at(Point::Signals).and_then(|()| SignalsInfo::new(ours));
+        subscribed.map(Self).context("subscribe to signals")
     }
 
     pub async fn next(&mut self) -> Heard {

@@ -7,7 +7,10 @@ use tokio::sync::oneshot;
 
 use super::generations::Running;
 use super::run::Supervisor;
-use crate::control::protocol::{Answer, GenerationStatus, HostItem, ListenerStatus, Status};
+use crate::control::metrics::Beside;
+use crate::control::protocol::{
+    Answer, GenerationStatus, HostItem, ListenerStatus, SavedStatus, Status,
+};
 use crate::haproxy::runtime_api::{LIMIT, ask};
 use crate::listeners::compare::Seen;
 use crate::listeners::socket_table::{Connection, established};
@@ -35,6 +38,15 @@ impl Supervisor {
         });
     }
 
+    pub(super) fn measure(&self) -> Answer {
+        let log_dropped = self.log.dropped_so_far() + self.syslog.lost();
+        let beside = Beside { since: epoch(self.started), log_dropped };
+        match self.metrics.text(&self.status(), beside) {
+            Ok(text) => Answer::Metrics { text },
+            Err(error) => Answer::Error { message: format!("{error:#}") },
+        }
+    }
+
     pub(super) fn status(&self) -> Status {
         let clock = Clock::now();
         Status {
@@ -47,14 +59,23 @@ impl Supervisor {
             generations: self.generation_statuses(&clock),
             listeners: self.listener_statuses(),
             last_reload: self.last_reload.clone(),
+            reloads: self.reloads.iter().cloned().collect(),
+            last_takeover: self.last_takeover.clone(),
             crashes: self.lifecycle.crashes(),
+            saved: self.saving.with(|saved| SavedStatus {
+                at: clock.at(saved.at),
+                servers: saved.servers(),
+                entries: saved.entries(),
+                left_out: saved.left_out.clone(),
+            }),
             host: self.host_items(),
         }
     }
 
     fn host_items(&self) -> Vec<HostItem> {
         let owned = self.host.as_ref().map(crate::host::Host::owned).unwrap_or_default();
-        owned.into_iter().map(|o| HostItem { what: o.what, undo: o.undo }).collect()
+        let owned = owned.into_iter().chain(self.policy.site.debts.owned());
+        owned.map(|o| HostItem { what: o.what, undo: o.undo }).collect()
     }
 
     fn generation_statuses(&self, clock: &Clock) -> Vec<GenerationStatus> {
@@ -94,11 +115,16 @@ impl Supervisor {
     }
 
     /// The ports that clients' connections have on our side.
-    fn client_ports(&self) -> HashSet<u16> {
+    pub(super) fn client_ports(&self) -> HashSet<u16> {
         let listens = self.generations.values().flat_map(|running| &running.listens);
         let listening = listens.filter_map(Seen::port);
         listening.chain(self.identity.intercepted_ports.iter().copied()).collect()
     }
+}
+
+/// As Prometheus writes times: seconds, with fractions.
+pub(super) fn epoch(time: SystemTime) -> f64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 /// Connections of clients that a process holds; `None` where we may not look at its descriptors

@@ -1,10 +1,11 @@
 //! Containers that go when they are dropped, and what a person would ask them.
 
 use std::process::{Command, Output};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Long enough for a busy machine; nothing here waits that long unless it is broken.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) fn image() -> String {
     std::env::var("HAPILOT_TEST_IMAGE")
@@ -27,7 +28,46 @@ pub(crate) fn succeed(program: &str, arguments: &[&str]) -> String {
 }
 
 pub(crate) fn docker(arguments: &[&str]) -> String {
-    succeed("docker", arguments)
+    Engine::default().succeed(arguments)
+}
+
+/// The machine's own engine, or another one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Engine {
+    /// `--host` and where it listens, or nothing.
+    address: Vec<String>,
+}
+
+impl Engine {
+    pub(crate) fn at(address: &str) -> Self {
+        Self { address: vec!["--host".to_owned(), address.to_owned()] }
+    }
+
+    pub(crate) fn output(&self, arguments: &[&str]) -> Output {
+        let address: Vec<&str> = self.address.iter().map(String::as_str).collect();
+        output("docker", &[&address, arguments].concat())
+    }
+
+    pub(crate) fn succeed(&self, arguments: &[&str]) -> String {
+        let output = self.output(arguments);
+        assert!(output.status.success(), "docker {arguments:?}: {output:?}");
+        String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+    }
+
+    /// The newest container with this label; like one that was started here, it goes when this is dropped.
+    pub(crate) fn newest(&self, label: &str) -> Container {
+        let filter = format!("label={label}");
+        let ids = self.succeed(&["ps", "--all", "--quiet", "--no-trunc", "--filter", &filter]);
+        let newest = ids.lines().next();
+        let id = newest.unwrap_or_else(|| unreachable!("no container has the label {label}"));
+        Container { engine: self.clone(), id: id.to_owned() }
+    }
+
+    /// `docker run -d` with these words.
+    pub(crate) fn start(&self, words: &[&str]) -> Container {
+        let id = self.succeed(&[&["run", "-d"], words].concat());
+        Container { engine: self.clone(), id }
+    }
 }
 
 /// Everything that a program wrote, as a person in front of it would see it.
@@ -35,8 +75,15 @@ pub(crate) fn words(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
+/// For who is on the machine's own network or on Docker's bridge: what is seen there before and after is compared.
+pub(crate) fn machines_network() -> MutexGuard<'static, ()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// `docker run --rm` with these options, in the foreground. One that does not end is made to, and fails.
 pub(crate) fn run(options: &[&str], arguments: &[&str]) -> Output {
+    let _alone = machines_network();
     let image = image();
     let patience = PATIENCE.as_secs().to_string();
     let docker = ["--signal=INT", "--kill-after=10", &patience, "docker", "run", "--rm"];
@@ -59,15 +106,14 @@ pub(crate) fn wait_for<T>(hope: &str, mut ask: impl FnMut() -> Option<T>) -> T {
 
 #[derive(Debug)]
 pub(crate) struct Container {
+    engine: Engine,
     id: String,
 }
 
 impl Container {
     /// `docker run -d` with these options, from the image under test.
     pub(crate) fn start(options: &[&str], arguments: &[&str]) -> Self {
-        let image = image();
-        let id = docker(&[&["run", "-d"], options, &[&image], arguments].concat());
-        Self { id }
+        Engine::default().start(&[options, &[&image()], arguments].concat())
     }
 
     pub(crate) fn id(&self) -> &str {
@@ -76,15 +122,24 @@ impl Container {
 
     /// The PID on the host, which is also the way into its namespaces.
     pub(crate) fn pid(&self) -> String {
-        docker(&["inspect", "--format", "{{.State.Pid}}", &self.id])
+        self.inspect("{{.State.Pid}}")
+    }
+
+    pub(crate) fn inspect(&self, format: &str) -> String {
+        self.docker(&["inspect", "--format", format])
+    }
+
+    /// A `docker` command that ends in this container's name, and succeeds.
+    pub(crate) fn docker(&self, words: &[&str]) -> String {
+        self.engine.succeed(&[words, &[&self.id]].concat())
     }
 
     pub(crate) fn logs(&self) -> String {
-        words(&output("docker", &["logs", &self.id]))
+        words(&self.engine.output(&["logs", &self.id]))
     }
 
     pub(crate) fn exec(&self, arguments: &[&str]) -> Output {
-        output("docker", &[&["exec", &self.id], arguments].concat())
+        self.engine.output(&[&["exec", &self.id], arguments].concat())
     }
 
     /// `hapilot status --json`, or nothing while nobody answers.
@@ -123,8 +178,8 @@ impl Container {
 
     /// `docker stop --time=300`, and the exit status.
     pub(crate) fn stop(&self) -> String {
-        docker(&["stop", "--time=300", &self.id]);
-        docker(&["wait", &self.id])
+        self.docker(&["stop", "--time=300"]);
+        self.docker(&["wait"])
     }
 }
 
@@ -134,7 +189,7 @@ impl Drop for Container {
         if std::thread::panicking() {
             eprintln!("log of {}:\n{}", self.id, self.logs());
         }
-        output("docker", &["rm", "--force", "--volumes", &self.id]);
+        self.engine.output(&["rm", "--force", "--volumes", &self.id]);
     }
 }
 

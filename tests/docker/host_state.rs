@@ -43,6 +43,12 @@ impl HostState {
         }
     }
 
+    /// Whether packets pass a rule of hapilot's: an nftables table that only keeps a record is none.
+    pub(crate) fn has_rules(&self) -> bool {
+        let hooked = |text: &str| text.contains("-j HAPILOT-") || text.contains("type filter hook");
+        self.parts.iter().any(|(_, text)| hooked(text))
+    }
+
     /// Whether any of the firewall's listings names hapilot.
     pub(crate) fn names_hapilot(&self) -> bool {
         self.parts.iter().any(|(_, text)| text.to_lowercase().contains("hapilot"))

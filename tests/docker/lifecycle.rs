@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 
-use crate::container::{Container, docker, output, wait_for, words};
+use crate::container::{Container, docker, image, machines_network, output, wait_for, words};
 use crate::host_state::HostState;
 use crate::world::{url, write};
 
@@ -41,6 +41,7 @@ frontend test
 #[test]
 #[ignore = "needs the image: scripts/test builds it and runs this (issue 2)"]
 fn run_reload_and_stop_on_the_hosts_network_leave_the_host_as_it_was() {
+    let _alone = machines_network();
     let files = tempfile::tempdir().expect("make a temporary directory");
     let port = free_port();
     let file = write(files.path(), "haproxy.cfg", &configuration(port, "first"));
@@ -64,8 +65,28 @@ fn run_reload_and_stop_on_the_hosts_network_leave_the_host_as_it_was() {
 }
 
 #[test]
+#[ignore = "needs the image: scripts/test builds it and runs this (issue 5)"]
+fn after_docker_kill_on_the_hosts_network_a_sweep_leaves_the_host_as_it_was() {
+    let _alone = machines_network();
+    let files = tempfile::tempdir().expect("make a temporary directory");
+    let file = write(files.path(), "haproxy.cfg", &configuration(free_port(), "first"));
+    let mount = format!("{file}:/usr/local/etc/haproxy/haproxy.cfg:ro");
+    let window = window();
+    let before = HostState::of(&window.pid());
+
+    let hapilot = Container::start(&["--net=host", "--cap-add=NET_ADMIN", "-v", &mount], &[]);
+    hapilot.wait_serving(1);
+    hapilot.docker(&["kill"]);
+    assert_eq!(hapilot.docker(&["wait"]), "137");
+    assert!(HostState::of(&window.pid()).names_hapilot(), "nothing was left to sweep");
+    docker(&["run", "--rm", "--net=host", "--cap-add=NET_ADMIN", &image(), "sweep"]);
+    before.assert_same(&HostState::of(&window.pid()));
+}
+
+#[test]
 #[ignore = "needs the image: scripts/test builds it and runs this (issue 2)"]
 fn the_bare_container_serves_its_page_and_warns_once_that_transparent_proxying_is_off() {
+    let _alone = machines_network();
     let hapilot = Container::start(&["-p", "127.0.0.1::80"], &[]);
     hapilot.wait_serving(1);
     let published = docker(&["port", hapilot.id(), "80/tcp"]);
@@ -91,6 +112,7 @@ fn the_bare_container_serves_its_page_and_warns_once_that_transparent_proxying_i
 #[test]
 #[ignore = "needs the image: scripts/test builds it and runs this (issue 2)"]
 fn a_refused_reload_shows_haproxys_words_and_the_old_generation_serves_on() {
+    let _alone = machines_network();
     let files = tempfile::tempdir().expect("make a temporary directory");
     let port = free_port();
     let file = write(files.path(), "haproxy.cfg", &configuration(port, "first"));
@@ -109,5 +131,22 @@ fn a_refused_reload_shows_haproxys_words_and_the_old_generation_serves_on() {
     let taken = hapilot.exec(&["hapilot", "reload"]);
     assert!(taken.status.success(), "{taken:?}");
     assert!(get("127.0.0.1", port).ends_with("second"));
+    assert_eq!(hapilot.stop(), "0", "{}", hapilot.logs());
+}
+
+#[test]
+#[ignore = "needs the image: scripts/test builds it and runs this (issue 2)"]
+fn under_an_init_signals_work_and_the_log_says_which_do_not() {
+    let hapilot = Container::start(&["--init", "--net=none", "-e", "HAPROXY_PORTS=8080"], &[]);
+    hapilot.wait_serving(1);
+    assert!(hapilot.logs().contains("does not pass SIGTTOU and SIGTTIN on"), "{}", hapilot.logs());
+    docker(&["kill", "--signal=HUP", hapilot.id()]);
+    hapilot.wait_serving(2);
+    // Its parent ends at once: it is the init's then, which is to reap it.
+    hapilot.exec(&["sh", "-c", "sleep 0.01 & exit"]);
+    wait_for("no zombie and no orphan", || {
+        let all = docker(&["top", hapilot.id(), "-eo", "pid,stat,comm"]);
+        (!all.contains("sleep") && !all.contains("defunct")).then_some(())
+    });
     assert_eq!(hapilot.stop(), "0", "{}", hapilot.logs());
 }

@@ -39,6 +39,15 @@ listen six
     server origin [fd77:2::2]:80
 ";
 
+/// As the README has it.
+pub(crate) const LEAST: [&str; 5] = [
+    "--read-only",
+    "--tmpfs=/run",
+    "--cap-drop=ALL",
+    "--cap-add=NET_ADMIN",
+    "--security-opt=no-new-privileges",
+];
+
 #[test]
 #[ignore = "needs the image: scripts/test builds it and runs this (issue 2)"]
 fn the_server_sees_the_clients_own_address_and_the_stop_leaves_nothing() {
@@ -65,6 +74,21 @@ fn a_client_that_addresses_the_server_itself_is_intercepted_and_the_stop_leaves_
     let (hapilot, _files) = world.hapilot(&["-e", "HAPROXY_INTERCEPT=80:8080"], INTERCEPT);
     hapilot.wait_serving(1);
     seen_as_client(&world, &SERVER);
+    assert_eq!(hapilot.stop(), "0", "{}", hapilot.logs());
+    before.assert_same(&HostState::of(&world.balancer.pid()));
+}
+
+#[test]
+#[ignore = "needs the image: scripts/test builds it and runs this (issue 5)"]
+fn the_least_that_the_readme_names_is_enough_and_the_stop_leaves_nothing() {
+    let world = World::new();
+    let before = HostState::of(&world.balancer.pid());
+    let (hapilot, _files) = world.hapilot(&LEAST, USESRC);
+    hapilot.wait_serving(1);
+    seen_as_client(&world, &BALANCER);
+    crate::container::docker(&["kill", "-s", "HUP", hapilot.id()]);
+    hapilot.wait_serving(2);
+    seen_as_client(&world, &BALANCER);
     assert_eq!(hapilot.stop(), "0", "{}", hapilot.logs());
     before.assert_same(&HostState::of(&world.balancer.pid()));
 }

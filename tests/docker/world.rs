@@ -111,14 +111,16 @@ pub(crate) fn inside(pid: &str, command: &str) -> String {
     succeed("nsenter", &arguments)
 }
 
+/// Docker switches it off in a namespace without a network.
+fn enable_ipv6(pid: &str) {
+    let switches = "net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.disable_ipv6=0";
+    inside(pid, &format!("sysctl -qw {switches}"));
+}
+
 /// A cable between two namespaces, with an address of both families at each end.
-fn link(far: &str, balancer: &str, subnet: u8, hosts: [&str; 2]) {
+pub(crate) fn link(far: &str, balancer: &str, subnet: u8, hosts: [&str; 2]) {
     for pid in [far, balancer] {
-        // Docker switches IPv6 off in a namespace without a network
-        inside(
-            pid,
-            "sysctl -qw net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.disable_ipv6=0",
-        );
+        enable_ipv6(pid);
     }
     let near = format!("net{subnet}");
     inside(balancer, &format!("ip link add {near} type veth peer name net0 netns {far}"));
@@ -127,12 +129,27 @@ fn link(far: &str, balancer: &str, subnet: u8, hosts: [&str; 2]) {
         inside(pid, &format!("ip -6 address add fd77:{subnet}::{host}/64 dev {device} nodad"));
         inside(pid, &format!("ip link set {device} up"));
     }
-    // the link-local addresses come by themselves, and change the routes when they do
-    for (pid, device) in [(far, "net0"), (balancer, &near)] {
+    // addresses of IPv6, and the routes to them, come a little later by themselves
+    for (pid, device, host) in [(far, "net0", hosts[0]), (balancer, &near, hosts[1])] {
+        await_local(pid, &format!("local fd77:{subnet}::{host} "), device);
+        await_local(pid, "local fe80:", device);
         let shown = || inside(pid, &format!("ip -6 address show dev {device} scope link"));
-        let settled = |shown: String| {
-            (shown.contains("inet6 fe80:") && !shown.contains("tentative")).then_some(())
-        };
-        wait_for(&format!("the link-local address of {device}"), || settled(shown()));
+        wait_for(&format!("the link-local address of {device}"), || {
+            (!shown().contains("tentative")).then_some(())
+        });
     }
+}
+
+/// IPv4 and IPv6.
+pub(crate) fn bring_up_loopback(pid: &str) {
+    enable_ipv6(pid);
+    inside(pid, "ip link set lo up");
+    await_local(pid, "local ::1 ", "lo");
+}
+
+fn await_local(pid: &str, address: &str, device: &str) {
+    wait_for(&format!("{address} of {device}"), || {
+        let routes = inside(pid, &format!("ip -6 route show table local dev {device}"));
+        routes.lines().any(|route| route.starts_with(address)).then_some(())
+    });
 }

@@ -2,7 +2,7 @@
 //! started is known and ended.
 
 use std::fs::{self, File};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -124,8 +124,17 @@ impl World {
     }
 
     pub(crate) fn serve(&self, option: &str, settings: &[(&str, &str)]) -> Serving {
+        self.serve_frontend(&frontend(option), LISTENERS, settings)
+    }
+
+    pub(crate) fn serve_frontend(
+        &self,
+        frontend: &str,
+        listeners: usize,
+        settings: &[(&str, &str)],
+    ) -> Serving {
         let (config, run) = (self.dir.path().join("haproxy.cfg"), self.dir.path().join("run"));
-        write_config(&config, option);
+        write_config(&config, frontend);
         fs::create_dir(&run).unwrap();
         let mut command = Command::new("unshare");
         command
@@ -152,7 +161,7 @@ impl World {
         // It asks the first generation for its listeners a moment after it serves.
         until(LONG, "it holds its listeners", || {
             let count = serving.status()["listeners"].as_array().unwrap().len();
-            (count == LISTENERS).then_some(())
+            (count == listeners).then_some(())
         });
         serving
     }
@@ -165,7 +174,27 @@ impl World {
             .lines()
             .filter(|line| line.starts_with("-A") || line.starts_with(":HAPILOT"))
             .map(|line| line.split(" [").next().unwrap().to_owned() + "\n")
+            .chain([self.tables()])
             .collect()
+    }
+
+    /// Our tables of nftables, without counters.
+    fn tables(&self) -> String {
+        let list = self.balancer.run("nft -s list ruleset");
+        let tables = list.split_inclusive("\n}\n").map(str::trim_start);
+        tables.filter(|table| table.starts_with("table inet HAPILOT")).collect()
+    }
+
+    /// Rules for SYNs that wait or are dropped, or a note that a sysctl was changed.
+    pub(crate) fn guard_is_up(&self) -> bool {
+        let rules = self.rules();
+        ["-GUARD", "tcp dport @guarded", "-MIGRATE"].iter().any(|mark| rules.contains(mark))
+    }
+
+    /// Packets that wait for a verdict: the third column, for the one queue that there is.
+    pub(crate) fn queued(&self) -> usize {
+        let table = self.balancer.run("cat /proc/self/net/netfilter/nfnetlink_queue");
+        table.split_whitespace().nth(2).map_or(0, |waiting| waiting.parse().unwrap())
     }
 
     /// How many sockets listen on the port.
@@ -180,19 +209,33 @@ fn run_directory_socket(run: &Path) -> Option<()> {
 
 /// With `v6only`: the kernel makes a socket of one IPv6 address so, and HAProxy then takes it for
 /// another one than it wants.
-fn write_config(path: &Path, option: &str) {
+fn frontend(option: &str) -> String {
+    format!(
+        "bind {BALANCER}:{PORT} {option}\n  bind {OTHER_ADDRESS}:{PORT} {option}\n  \
+         bind {BALANCER6}:{PORT} v6only {option}"
+    )
+}
+
+fn write_config(path: &Path, frontend: &str) {
     let text = format!(
         "defaults\n  mode http\n  timeout connect 5s\n  timeout client 10s\n  timeout server 10s\n\
-         frontend web\n  bind {BALANCER}:{PORT} {option}\n  bind {OTHER_ADDRESS}:{PORT} {option}\n  \
-         bind {BALANCER6}:{PORT} v6only {option}\n  \
-         http-request return status 200\n"
+         frontend web\n  {frontend}\n  \
+         http-request return status 200 content-type text/plain lf-string %[dst]\n"
     );
     fs::write(path, text).unwrap();
 }
 
 impl Serving {
     pub(crate) fn configure(&self, option: &str) {
-        write_config(&self.config, option);
+        self.configure_frontend(&frontend(option));
+    }
+
+    pub(crate) fn configure_frontend(&self, frontend: &str) {
+        write_config(&self.config, frontend);
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Another hapilot command in the same container.
@@ -233,10 +276,19 @@ impl Serving {
     }
 
     /// Stops the HAProxy that serves.
+    /// HAProxy; none of its threads accepts anybody after that.
     pub(crate) fn freeze(&self) {
         let status = self.status();
         let pid = status["generations"][0]["pid"].as_i64().unwrap();
         kill("STOP", u32::try_from(pid).unwrap());
+        until(LONG, "every thread of HAProxy has stopped", || {
+            let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+            let stopped = |thread: io::Result<fs::DirEntry>| {
+                let stat = fs::read_to_string(thread.unwrap().path().join("stat")).unwrap();
+                stat.rsplit_once(") ").unwrap().1.starts_with('T')
+            };
+            threads.into_iter().all(stopped).then_some(())
+        });
     }
 
     pub(crate) fn signal(&self, name: &str) {

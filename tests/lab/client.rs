@@ -3,7 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -42,7 +42,7 @@ impl Outcome {
         matches!(self, Self::Answered(answer) if answer.status == 200)
     }
 
-    fn from_error(error: &std::io::Error) -> Self {
+    pub fn from_error(error: &std::io::Error) -> Self {
         match error.kind() {
             ErrorKind::ConnectionRefused => Self::Refused,
             ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Self::Reset,
@@ -90,7 +90,8 @@ fn send(stream: &mut TcpStream, path: &str) -> std::io::Result<()> {
     stream.write_all(request.as_bytes())
 }
 
-fn read_answer(stream: &mut TcpStream, mut bytes: Vec<u8>, begun: Instant) -> Outcome {
+/// Reads to the end of the connection; what has arrived before is given.
+pub fn read_answer(stream: &mut impl Read, mut bytes: Vec<u8>, begun: Instant) -> Outcome {
     if let Err(error) = stream.read_to_end(&mut bytes) {
         return Outcome::from_error(&error);
     }
@@ -161,6 +162,7 @@ impl Download {
 #[derive(Debug)]
 pub struct Load {
     over: Arc<AtomicBool>,
+    answered: Arc<AtomicUsize>,
     workers: Vec<JoinHandle<Tally>>,
 }
 
@@ -176,13 +178,28 @@ const PACE: Duration = Duration::from_millis(2);
 
 impl Load {
     pub fn start(namespace: &Namespace, address: &str) -> Self {
-        let over = Arc::new(AtomicBool::new(false));
+        Self::of(namespace, address, |stream| finish(stream, "/", Instant::now()))
+    }
+
+    /// Connections on each of which that is said.
+    pub fn of(
+        namespace: &Namespace,
+        address: &str,
+        talk: impl Fn(TcpStream) -> Outcome + Clone + Send + 'static,
+    ) -> Self {
+        let (over, answered) = (Arc::new(AtomicBool::new(false)), Arc::default());
         let worker = || {
-            let (over, address) = (Arc::clone(&over), address.to_owned());
-            namespace.spawn(move || work(&over, &address))
+            let (over, answered) = (Arc::clone(&over), Arc::clone(&answered));
+            let (address, talk) = (address.to_owned(), talk.clone());
+            namespace.spawn(move || work(&over, &answered, &address, &talk))
         };
         let workers = (0..WORKERS).map(|_| worker()).collect();
-        Self { over, workers }
+        Self { over, answered, workers }
+    }
+
+    /// How many were answered so far.
+    pub fn answered(&self) -> usize {
+        self.answered.load(Ordering::SeqCst)
     }
 
     pub fn finish(self) -> Tally {
@@ -198,13 +215,24 @@ impl Load {
     }
 }
 
-fn work(over: &AtomicBool, address: &str) -> Tally {
+fn work(
+    over: &AtomicBool,
+    answered: &AtomicUsize,
+    address: &str,
+    talk: &impl Fn(TcpStream) -> Outcome,
+) -> Tally {
     let mut tally = Tally::default();
     while !over.load(Ordering::SeqCst) {
-        match request(address, "/", SHORT) {
+        let begun = Instant::now();
+        let outcome = match connect(address, SHORT) {
+            Ok(stream) => talk(stream),
+            Err(error) => Outcome::from_error(&error),
+        };
+        match outcome {
             Outcome::Answered(answer) if answer.status == 200 => {
                 tally.answered += 1;
-                tally.slowest = tally.slowest.max(answer.latency);
+                answered.fetch_add(1, Ordering::SeqCst);
+                tally.slowest = tally.slowest.max(begun.elapsed());
             }
             other => tally.failed.push(other),
         }

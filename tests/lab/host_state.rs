@@ -45,6 +45,28 @@ impl HostState {
         assert!(difference.is_empty(), "the host is not as it was before:\n{difference}");
     }
 
+    /// nft lists what was made first first: the same lines whenever they were made.
+    #[must_use]
+    pub fn in_no_order(mut self) -> Self {
+        if let Some(list) = self.parts.get_mut("nft list ruleset") {
+            let mut lines: Vec<&str> = list.lines().collect();
+            lines.sort_unstable();
+            *list = lines.join("\n");
+        }
+        self
+    }
+
+    /// Which of two made theirs first shows nowhere any more.
+    #[must_use]
+    pub fn sorted(mut self) -> Self {
+        for part in self.parts.values_mut() {
+            let mut lines: Vec<&str> = part.lines().collect();
+            lines.sort_unstable();
+            *part = lines.join("\n");
+        }
+        self
+    }
+
     pub fn difference(&self, before: &Self) -> String {
         let mut text = String::new();
         for (name, now) in &self.parts {

@@ -89,6 +89,11 @@ impl Instance {
         assert!(output.status.success(), "reload: {output:?}");
     }
 
+    /// Its `/run/hapilot`, as the test sees it.
+    pub fn run_directory(&self) -> PathBuf {
+        self.run.join("hapilot")
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

@@ -17,30 +17,40 @@
 )]
 
 pub mod bounded;
+pub mod certificate;
 pub mod client;
 pub mod finished;
 pub mod generation;
 pub mod half_open;
 pub mod haproxy_cfg;
 pub mod host_state;
+pub mod http3;
 pub mod instance;
 pub mod log;
+pub mod monitor;
 pub mod mounts;
 pub mod namespace;
 pub mod network;
 pub mod origin;
+pub mod plain;
 pub mod process;
+pub mod reborn;
 pub mod spec;
+pub mod turnstile;
 pub mod versions;
 
 pub use bounded::{LONG, SHORT, until};
+pub use certificate::certificate;
 pub use client::{Download, Load, Outcome, get};
 pub use finished::Finished;
 pub use generation::{Generation, generations};
 pub use half_open::HalfOpen;
 pub use host_state::HostState;
+pub use http3::Http3;
 pub use instance::Instance;
+pub use monitor::{Happened, Monitor};
 pub use namespace::Namespace;
 pub use network::{Host, Lab};
 pub use origin::Origin;
+pub use plain::Plain;
 pub use spec::Pid;

@@ -15,6 +15,7 @@ pub const CLIENT6: &str = "fd00:1::2";
 pub const BALANCER4: &str = "10.1.0.1";
 pub const BALANCER4_OTHER: &str = "10.1.0.11";
 pub const BALANCER6: &str = "[fd00:1::1]";
+pub const BALANCER6_OTHER: &str = "fd00:1::11";
 pub const SERVER4: &str = "10.2.0.2";
 pub const SERVER6: &str = "[fd00:2::2]";
 /// Where the origin listens; nothing listens on port 80 there.
@@ -83,13 +84,27 @@ impl Lab {
         wire(&balancer.namespace, ("b1", "2"), ("s0", &server));
         let host = &balancer.namespace;
         host.run(&format!("ip addr add {BALANCER4_OTHER}/24 dev b0"));
+        host.run(&format!("ip addr add {BALANCER6_OTHER}/64 dev b0 nodad"));
         host.set_sysctl("net.ipv4.ip_forward", "1");
         host.set_sysctl("net.ipv6.conf.all.forwarding", "1");
         // strict, as on many hosts: the transparent set-up has to live with it
         host.set_sysctl("net.ipv4.conf.all.rp_filter", "1");
-        await_links(host);
+        await_links(host, &["b0", "b1"]);
+        until(SHORT, "the second address is in force", || {
+            let local = host.run("ip -6 route show table local");
+            local.contains(&format!("local {BALANCER6_OTHER} ")).then_some(())
+        });
         let origin = Origin::start(&server);
         Self { origin, client, balancer, server }
+    }
+
+    /// Another host beside the balancer, 10.3.0.2, to which that is 10.3.0.1 and the way to the rest.
+    pub fn second_host(&self) -> Host {
+        let second = Host::alone();
+        wire(&self.balancer.namespace, ("b2", "3"), ("d0", &second.namespace));
+        await_links(&self.balancer.namespace, &["b0", "b1", "b2"]);
+        await_links(&second.namespace, &["d0"]);
+        second
     }
 
     /// A lab in which an instance serves that configuration, and the balancer's state before.
@@ -119,21 +134,24 @@ fn wire(host: &Namespace, near: (&str, &str), far: (&str, &Namespace)) {
 }
 
 /// The kernel notices a little later that a link is up, and changes the routes.
-fn await_links(host: &Namespace) {
-    until(SHORT, "both links are up", || {
+fn await_links(host: &Namespace, links: &[&str]) {
+    until(SHORT, "the links are up", || {
         let routes =
             ["-4", "-6"].map(|family| host.run(&format!("ip {family} route show table all")));
-        let up = |link: &str| routes[1].contains(&format!("multicast ff00::/8 dev {link} "));
-        let settled = up("b0") && up("b1") && !routes.concat().contains("linkdown");
+        let up = |link: &&str| routes[1].contains(&format!("multicast ff00::/8 dev {link} "));
+        let settled = links.iter().all(up) && !routes.concat().contains("linkdown");
         settled.then_some(())
     });
 }
 
 fn say_version_once() {
     static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let output = Command::new("haproxy").arg("-v").output().expect("haproxy must be in PATH");
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        eprintln!("tested with {}", text.lines().next().unwrap_or("an unknown HAProxy"));
-    });
+    ONCE.call_once(|| eprintln!("tested with {}", version()));
+}
+
+/// What the HAProxy that is first in `PATH` says of itself.
+pub fn version() -> String {
+    let output = Command::new("haproxy").arg("-v").output().expect("haproxy must be in PATH");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.lines().next().unwrap_or("an unknown HAProxy").to_owned()
 }

@@ -52,3 +52,14 @@ pub fn freeze(pid: u32) {
             .then_some(())
     });
 }
+
+/// How many descriptors it has open.
+pub fn descriptors(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}
+
+/// What it has in memory.
+pub fn memory_kib(pid: u32) -> u64 {
+    let resident = field(pid, "VmRSS").unwrap();
+    resident.trim_end_matches(" kB").parse().unwrap()
+}

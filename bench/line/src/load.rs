@@ -2,11 +2,12 @@
 //! each is measured from when it was due.
 //!
 //! The first line that it writes is the time at which the first one is due (`CLOCK_MONOTONIC`, in
-//! nanoseconds); at the end there is one for each: due, sent late by, took (microseconds), outcome.
+//! nanoseconds); at the end there is one for each: due, sent late by, took (microseconds), outcome,
+//! the client's own address.
 
 use std::fmt::Write as _;
 use std::io::{Write as _, stdout};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,9 @@ use anyhow::{Context, Result, bail};
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use rustix::io::{Errno, read, write};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt};
+use rustix::net::{
+    AddressFamily, SocketFlags, SocketType, bind, connect, getsockname, socket_with, sockopt,
+};
 use rustix::time::{ClockId, clock_gettime};
 
 const REQUEST: &[u8] = b"GET / HTTP/1.0\r\n\r\n";
@@ -22,8 +25,8 @@ const WHOLE: &[u8] = b"served\n";
 const LEAD: Duration = Duration::from_millis(20);
 
 pub(crate) struct Order {
-    pub(crate) to: SocketAddrV4,
-    pub(crate) from: Vec<Ipv4Addr>,
+    pub(crate) to: SocketAddr,
+    pub(crate) from: Vec<IpAddr>,
     pub(crate) every: Duration,
     pub(crate) count: u32,
     pub(crate) patience: Duration,
@@ -41,6 +44,7 @@ struct Connection {
 
 #[derive(Clone, Copy)]
 struct Measured {
+    from: SocketAddr,
     late: Duration,
     took: Duration,
     outcome: &'static str,
@@ -67,7 +71,7 @@ pub(crate) fn run(order: &Order) -> Result<()> {
     for (number, result) in (0..).zip(&load.results) {
         let due = (order.every * number).as_micros();
         let (late, took) = (result.late.as_micros(), result.took.as_micros());
-        writeln!(lines, "{due} {late} {took} {}", result.outcome)?;
+        writeln!(lines, "{due} {late} {took} {} {}", result.outcome, result.from)?;
     }
     stdout().write_all(lines.as_bytes())?;
     Ok(())
@@ -112,17 +116,19 @@ impl Load<'_> {
         let number = self.next();
         let late = self.due(number).elapsed();
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
         let from = self.order.from[number as usize % self.order.from.len()];
-        bind(&socket, &SocketAddrV4::new(from, 0)).with_context(|| format!("bind to {from}"))?;
+        let family = if from.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+        bind(&socket, &SocketAddr::new(from, 0)).with_context(|| format!("bind to {from}"))?;
         match connect(&socket, &self.order.to) {
             Ok(()) | Err(Errno::INPROGRESS) => {}
             Err(error) => bail!("connect from {from} to {}: {error}", self.order.to),
         }
+        let from = getsockname(&socket)?.try_into().context("read the client's own address")?;
         let data = epoll::EventData::new_u64(number.into());
         epoll::add(&self.epoll, &socket, data, epoll::EventFlags::OUT)?;
         self.open.push(Some(Connection { socket, stage: Stage::Connecting }));
-        self.results.push(Measured { late, took: Duration::ZERO, outcome: "open" });
+        self.results.push(Measured { from, late, took: Duration::ZERO, outcome: "open" });
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 mod delay;
 mod load;
 mod queue;
+mod watch;
 
 use std::time::Duration;
 
@@ -11,7 +12,8 @@ use anyhow::{Context, Result, bail};
 use crate::load::Order;
 
 const USAGE: &str = "usage: hapilot-bench-line delay QUEUE MILLISECONDS
-       hapilot-bench-line load TO FROM[,FROM...] PER-SECOND SECONDS PATIENCE-SECONDS";
+       hapilot-bench-line load TO FROM[,FROM...] PER-SECOND SECONDS PATIENCE-SECONDS
+       hapilot-bench-line watch ADDRESS";
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -31,6 +33,9 @@ fn main() -> Result<()> {
             count: (number(rate)? * number(seconds)?).try_into()?,
             patience: Duration::from_secs(number(patience)?),
         }),
+        ["watch", address] => {
+            watch::run(address.parse().with_context(|| format!("read the address {address}"))?)
+        }
         _ => bail!(USAGE),
     }
 }

@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use tokio::task::JoinHandle;
 
+use super::SYN_LIMIT;
 use super::queue::Queue;
-use super::rules;
-use crate::host::barrier::{Barrier, Site};
+use crate::fault::{self, Point};
+use crate::host::barrier::{Barrier, Fate, Site};
 use crate::listeners::socket_table::{half_open, listening};
 
 /// Then the guard is lowered, whatever it waits for.
@@ -27,7 +28,6 @@ const PAUSE: Duration = Duration::from_millis(1);
 
 #[derive(Debug)]
 pub(super) struct Hold {
-    // Dropped in this order: no rule, then no packet is left.
     barrier: Barrier,
     held: Held,
 }
@@ -41,12 +41,12 @@ pub(super) struct Held {
 }
 
 impl Hold {
-    pub(super) fn raise(site: &Site, ports: &BTreeSet<u16>) -> Result<Self> {
-        let queue = Queue::open(first_number(), MOST_QUEUED).context("open an NFQUEUE")?;
+    pub(super) async fn raise(site: &Site, ports: &BTreeSet<u16>) -> Result<Self> {
+        let queue = Queue::open(first_number(), MOST_QUEUED)?;
         let number = queue.number();
         let held = Held::read(queue);
-        let rest = format!("-j NFQUEUE --queue-num {number} --queue-bypass");
-        Ok(Self { barrier: Barrier::raise(site, &rules(ports, &rest))?, held })
+        let fate = Fate::Held { queue: number };
+        Ok(Self { barrier: Barrier::raise(site, ports, fate, SYN_LIMIT).await?, held })
     }
 
     pub(super) fn fullness(&self) -> Box<dyn Fn() -> bool> {
@@ -54,8 +54,8 @@ impl Hold {
         Box::new(move || packets.borrow().len() >= MOST_HELD)
     }
 
-    pub(super) fn open(mut self) -> (Result<()>, Barrier, Held) {
-        (self.barrier.open(), self.barrier, self.held)
+    pub(super) async fn open(mut self) -> (Result<()>, Barrier, Held) {
+        (self.barrier.open().await, self.barrier, self.held)
     }
 }
 
@@ -79,6 +79,7 @@ impl Held {
 
     /// In order. How many they were.
     pub(super) async fn release(self, ports: &BTreeSet<u16>) -> Result<u64> {
+        fault::within(Point::Release).await.context("let held packets through")?;
         let until = Instant::now() + RELEASE_LIMIT;
         let mut count = 0;
         loop {

@@ -11,8 +11,10 @@ use anyhow::{Context, Result, bail};
 use tracing::{debug, warn};
 
 use crate::host::barrier::{Barrier, Site};
+use crate::host::debts::Debts;
 use crate::host::lease::SetupLock;
 use crate::host::record::Migration;
+use crate::host::step::Undo;
 use crate::host::sysctl::{self, MIGRATE};
 
 /// Another instance that sets up or tears down takes some 50 ms.
@@ -23,6 +25,7 @@ pub(super) struct Migrate {
     /// `None` where it was 1 already.
     former: Option<u8>,
     note: Option<Barrier>,
+    debts: Debts,
     _lock: Option<SetupLock>,
 }
 
@@ -39,31 +42,46 @@ pub fn migrates() -> bool {
 impl Migrate {
     pub(super) async fn raise(site: &Site) -> Result<Self> {
         let lock = SetupLock::take(LOCK_LIMIT).await?;
+        let debts = site.debts.clone();
         let former = match sysctl::value(MIGRATE)? {
-            Some(1) => return Ok(Self { former: None, note: None, _lock: None }),
+            Some(1) => return Ok(Self { former: None, note: None, debts, _lock: None }),
             Some(former) => former,
             None => bail!("this kernel has no {MIGRATE}"),
         };
         let note = Barrier::note(site, Migration { instance: site.instance, former })
+            .await
             // Without one a kill leaves it at 1, which harms nobody.
             .inspect_err(|error| debug!("write {MIGRATE} without a note for the sweep: {error:#}"))
             .ok();
-        let raised = Self { former: Some(former), note, _lock: Some(lock) };
-        sysctl::set(MIGRATE, 1)?;
+        debts.owe(&[Undo::RestoreMigration { former }]);
+        let raised = Self { former: Some(former), note, debts, _lock: Some(lock) };
+        if let Err(error) = sysctl::set(MIGRATE, 1) {
+            if let Err(more) = raised.lower().await {
+                warn!("{more:#}");
+            }
+            return Err(error);
+        }
         Ok(raised)
     }
 
-    pub(super) fn lower(mut self) -> Result<()> {
-        self.restore()
+    pub(super) async fn lower(mut self) -> Result<()> {
+        self.restore()?;
+        match &mut self.note {
+            Some(note) => note.lower().await,
+            None => Ok(()),
+        }
     }
 
     fn restore(&mut self) -> Result<()> {
-        let Some(former) = self.former.take() else { return Ok(()) };
+        let Some(former) = self.former else { return Ok(()) };
         // Not 1 any more: somebody else has decided about it since.
         if sysctl::value(MIGRATE)? == Some(1) {
             sysctl::set(MIGRATE, former).context("lower the guard migrate")?;
         }
-        self.note.as_mut().map_or(Ok(()), Barrier::lower)
+        self.debts.paid(&[Undo::RestoreMigration { former }]);
+        // Until here a drop tries again.
+        self.former = None;
+        Ok(())
     }
 }
 

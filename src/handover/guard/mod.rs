@@ -1,14 +1,15 @@
 //! Acts: keeps new connections from harm while listening sockets change hands.
 //!
 //! A guard is raised only when the next generation is ready, and lowered the moment that the old
-//! one's listeners are gone (`wait`). It lowers itself when it is dropped; and when hapilot is
-//! killed the kernel lets go of it: a queue that nobody reads is bypassed, the rule that drops
+//! one's listeners are gone (`wait`). What it could not take back, or never came to, is among the
+//! debts of its site; and when hapilot is killed the kernel lets go of it: a queue that nobody reads is bypassed, the rule that drops
 //! expires, and the sysctl harms nobody until the sweep restores it.
 
 mod drop;
 mod hold;
 mod migrate;
 mod queue;
+pub mod queued;
 pub mod wait;
 
 use std::collections::BTreeSet;
@@ -72,8 +73,8 @@ impl Guard {
         let raised_at = Instant::now();
         let means = match kind {
             Kind::Migrate => Migrate::raise(site).await.map(Means::Migrate),
-            Kind::Hold => Hold::raise(site, ports).map(Means::Hold),
-            Kind::Drop => Dropping::raise(site, ports).map(Means::Drop),
+            Kind::Hold => Hold::raise(site, ports).await.map(Means::Hold),
+            Kind::Drop => Dropping::raise(site, ports).await.map(Means::Drop),
         };
         let means = means.with_context(|| format!("raise the guard {kind}"))?;
         Ok(Self { kind, raised_at, ports: ports.clone(), means })
@@ -104,15 +105,15 @@ impl Guard {
     }
 
     /// From here on nothing more is held or dropped.
-    pub fn lower(self) -> Lowered {
+    pub async fn lower(self) -> Lowered {
         let (answer, barrier, held) = match self.means {
-            Means::Migrate(migrate) => (migrate.lower(), None, None),
+            Means::Migrate(migrate) => (migrate.lower().await, None, None),
             Means::Hold(means) => {
-                let (answer, barrier, packets) = means.open();
+                let (answer, barrier, packets) = means.open().await;
                 (answer, Some(barrier), Some(packets))
             }
             Means::Drop(dropping) => {
-                let (answer, barrier) = dropping.open();
+                let (answer, barrier) = dropping.open().await;
                 (answer, Some(barrier), None)
             }
         };
@@ -131,8 +132,8 @@ impl Lowered {
             outcome.window = self.raised_at.elapsed();
         }
         if let Some(mut barrier) = self.barrier {
-            outcome.dropped = outcome.note(barrier.dropped());
-            outcome.note(barrier.lower());
+            outcome.dropped = outcome.note(barrier.dropped().await);
+            outcome.note(barrier.lower().await);
         }
         outcome
     }
@@ -144,26 +145,5 @@ impl Outcome {
             self.failures.push(format!("{error:#}"));
             T::default()
         })
-    }
-}
-
-/// Matches of these ports, as many rules as `multiport` needs: it takes fifteen.
-fn rules(ports: &BTreeSet<u16>, rest: &str) -> Vec<String> {
-    let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
-    ports
-        .chunks(15)
-        .map(|ports| format!("-p tcp -m multiport --dports {} {rest}", ports.join(",")))
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn more_ports_than_one_rule_takes_become_more_rules() {
-        let got = rules(&(1..=31).collect(), "-j DROP");
-        assert_eq!(got.len(), 3);
-        assert_eq!(got[2], "-p tcp -m multiport --dports 31 -j DROP");
     }
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use crate::fault::{self, Point};
 use crate::listeners::socket_table::{HalfOpen, half_open, listening};
 
 const AGAIN: Duration = Duration::from_millis(2);
@@ -36,6 +37,15 @@ pub async fn gone(going: &BTreeSet<u64>, full: impl Fn() -> bool, until: Instant
     again_and_again(until, || full() || gone()).await && !full()
 }
 
+/// Until all of `gone` listen again. Whether it came to that.
+pub async fn back(gone: &BTreeSet<u64>, until: Instant) -> bool {
+    let back = || {
+        let all: BTreeSet<u64> = listening().into_iter().flatten().map(|l| l.inode).collect();
+        gone.is_subset(&all)
+    };
+    again_and_again(until, back).await
+}
+
 /// Until the handshakes that are under way now at `ports` are over: one of a listener that is gone
 /// needs the guard until its last packet has come. Whether it came to that.
 pub async fn handshakes_over(ports: &BTreeSet<u16>, until: Instant) -> bool {
@@ -54,6 +64,9 @@ fn begun(ports: &BTreeSet<u16>) -> Option<HashSet<(u16, SocketAddr)>> {
 }
 
 async fn again_and_again(until: Instant, done: impl Fn() -> bool) -> bool {
+    if fault::within(Point::Wait).await.is_err() {
+        return false;
+    }
     loop {
         if done() {
             return true;

@@ -1,6 +1,8 @@
 //! Decides: what in a configuration will probably not work here. Warnings, each with its place.
 
-use super::{Configuration, Peers};
+use std::collections::BTreeSet;
+
+use super::{Configuration, Found, Peers};
 use crate::haproxy::version::Version;
 use crate::problem::Problem;
 
@@ -23,6 +25,10 @@ pub struct Facts<'a> {
     pub descriptors: Option<u64>,
     /// Whether transparent proxying is set up.
     pub transparent: bool,
+    /// Ports from this one on may be bound without a right.
+    pub open_from: u16,
+    /// The names of the environment's variables, HAProxy's own among them.
+    pub environment: &'a BTreeSet<String>,
 }
 
 #[must_use]
@@ -32,9 +38,25 @@ pub fn judge(configuration: &Configuration, facts: &Facts<'_>) -> Vec<Problem> {
     problems.extend(switched_off(configuration, facts));
     problems.extend(user_with_usesrc(configuration, facts.version));
     problems.extend(descriptors(configuration, facts));
+    if let Some(lowest) = &configuration.lowest_port {
+        problems.extend(closed_port(&lowest.place.to_string(), lowest.value, facts.open_from));
+    }
+    let unset = |found: &&Found<String>| !facts.environment.contains(&found.value);
+    problems.extend(configuration.variables.iter().filter(unset).map(unset_variable));
     let peers = configuration.peers.iter();
     problems.extend(peers.filter_map(|peers| stranger(peers, configuration, facts)));
     problems
+}
+
+/// HAProxy puts in nothing for it, and complains of something else, if of anything.
+fn unset_variable(found: &Found<String>) -> Problem {
+    let Found { value: name, place } = found;
+    Problem {
+        what: format!("{place}: the environment variable {name} is not set"),
+        mend: format!(
+            "docker run -e {name}=…, or write \"${{{name}-VALUE}}\" for a value to stand in"
+        ),
+    }
 }
 
 fn master_worker(configuration: &Configuration) -> Option<Problem> {
@@ -66,6 +88,19 @@ fn user_with_usesrc(configuration: &Configuration, version: &Version) -> Option<
     let kept = |capability: &String| ["cap_net_admin", "cap_net_raw"].contains(&&**capability);
     (!configuration.setcap.iter().any(kept))
         .then(|| Problem { what, mend: "add setcap cap_net_admin to the global section".into() })
+}
+
+#[must_use]
+pub fn closed_port(place: &str, port: u16, open_from: u16) -> Option<Problem> {
+    (port < open_from).then(|| Problem {
+        what: format!(
+            "{place}: port {port} needs the capability NET_BIND_SERVICE, which is missing"
+        ),
+        mend: format!(
+            "docker run --cap-add=NET_BIND_SERVICE, or sysctl \
+             net.ipv4.ip_unprivileged_port_start={port} on the host"
+        ),
+    })
 }
 
 fn descriptors(configuration: &Configuration, facts: &Facts<'_>) -> Option<Problem> {
@@ -131,6 +166,8 @@ mod tests {
             maxconn: None,
             descriptors: Some(1024),
             transparent: true,
+            open_from: 0,
+            environment: &["HOSTNAME", "ME"].map(str::to_owned).into(),
         };
         change(&mut facts);
         judge(&configuration, &facts).iter().map(ToString::to_string).collect()
@@ -191,6 +228,28 @@ mod tests {
         assert_eq!(limit(None), [""; 0]);
         let wins = judged(text, &version(0, 3), |facts| facts.maxconn = Some(u64::MAX));
         assert!(wins[0].starts_with("the argument -n: maxconn"), "{}", wins[0]);
+    }
+
+    #[test]
+    fn a_port_that_may_not_be_bound_is_named_with_the_flag_that_mends_it() {
+        let text = "frontend f\n bind :443\n bind :80\n";
+        assert_eq!(asis(text), [""; 0]);
+        let closed = judged(text, &version(0, 3), |facts| facts.open_from = 1024);
+        assert_eq!(closed.len(), 1);
+        assert!(closed[0].starts_with("h.cfg:3: port 80 needs"), "{closed:?}");
+        assert!(closed[0].contains("--cap-add=NET_BIND_SERVICE"), "{closed:?}");
+        assert_eq!(judged(text, &version(0, 3), |facts| facts.open_from = 80), [""; 0]);
+    }
+
+    #[test]
+    fn a_variable_that_is_not_set_is_named_once_unless_it_is_asked_for() {
+        let text = "global\n setenv SET x\nlisten l\n bind \":$PORT\"\n bind \"[::]:$PORT\"\n \
+                    server \"$SET\" \"$ME:80\"\n.if defined(X)\n maxconn \"$X\"\n.endif\n";
+        let problems = asis(text);
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        let expected =
+            "h.cfg:4: the environment variable PORT is not set; docker run -e PORT=…, or";
+        assert!(problems[0].starts_with(expected), "{}", problems[0]);
     }
 
     #[test]

@@ -54,6 +54,71 @@ fn hexadecimal(chars: &mut Peekable<Chars<'_>>, word: &mut String) {
     }
 }
 
+/// The environment variables whose values HAProxy puts into a line and for which it has no other:
+/// within double quotes, and in braces also without, for addresses.
+pub(super) fn variables(line: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut quote: Option<char> = None;
+    let mut chars = line.char_indices();
+    while let Some((at, next)) = chars.next() {
+        match (next, quote) {
+            ('#', None) => break,
+            ('"' | '\'', None) => quote = Some(next),
+            (end, Some(begin)) if end == begin => quote = None,
+            ('\\', None | Some('"')) => drop(chars.next()),
+            ('$', None | Some('"')) => match variable(&line[at + 1..]) {
+                Some((Variable { name, instead: None }, _))
+                    if quote.is_some() || line[at + 1..].starts_with('{') =>
+                {
+                    names.push(name.to_owned());
+                }
+                _ => {}
+            },
+            _ => {}
+        }
+    }
+    names
+}
+
+/// A word with its variables' values.
+pub(super) fn expanded(word: &str, value: impl Fn(&str) -> Option<String>) -> String {
+    let mut text = String::new();
+    let mut left = word;
+    while let Some((before, after)) = left.split_once('$') {
+        text.push_str(before);
+        if let Some((Variable { name, instead }, rest)) = variable(after) {
+            text.push_str(&value(name).unwrap_or_else(|| instead.unwrap_or_default().to_owned()));
+            left = rest;
+        } else {
+            text.push('$');
+            left = after;
+        }
+    }
+    text + left
+}
+
+/// `NAME`, `{NAME}`, `{NAME[*]}` or `{NAME-instead}`.
+struct Variable<'a> {
+    name: &'a str,
+    instead: Option<&'a str>,
+}
+
+/// The variable after a dollar sign, and what follows it.
+fn variable(text: &str) -> Option<(Variable<'_>, &str)> {
+    let (inside, rest) = match text.strip_prefix('{') {
+        Some(braced) => {
+            let (inside, rest) = braced.split_once('}')?;
+            (inside, Some(rest))
+        }
+        None => (text, None),
+    };
+    let end = inside.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    let (name, after) = inside.split_at(end.unwrap_or(inside.len()));
+    let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    let instead = if rest.is_some() { after.strip_prefix('-') } else { None };
+    is_name.then_some((Variable { name, instead }, rest.unwrap_or(after)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,6 +147,27 @@ mod tests {
         for (line, expected) in table {
             assert_eq!(words(line), *expected, "{line:?}");
         }
+    }
+
+    #[test]
+    fn variables_without_another_value_are_found_where_haproxy_puts_them_in() {
+        let found = |line: &str| variables(line).join(" ");
+        for (line, expected) in [
+            (r#"bind ":$PORT" name "${NAME[*]}x$B""#, "PORT NAME B"),
+            (r#"maxconn "${MAX-100}" "${M-}""#, ""),
+            ("server s ${ADDRESS}:80 # ${NO}", "ADDRESS"),
+            (r"http-request deny if { path_reg ^/a$ } x$Y", ""),
+            (r#"log-format '"${NO}"' "\${NO}" "$" "${1}""#, ""),
+        ] {
+            assert_eq!(found(line), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_word_gets_the_values_of_its_variables() {
+        let value = |name: &str| (name == "A").then(|| "a".to_owned());
+        let read = |word: &str| expanded(word, value);
+        assert_eq!(read("/x/$A.pem/${A}b/${B-c}/${B}$/$é"), "/x/a.pem/ab/c/$/$é");
     }
 
     /// Any word, written so that HAProxy would read it back.

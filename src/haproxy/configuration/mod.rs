@@ -3,11 +3,16 @@
 
 pub mod judgement;
 mod line;
+pub mod named;
+mod time;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-pub use judgement::{Facts, judge};
+pub use judgement::{Facts, closed_port, judge};
+use named::Named;
 
 /// Where something stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +32,14 @@ impl fmt::Display for Place {
 pub struct Found<T> {
     pub value: T,
     pub place: Place,
+}
+
+/// `timeout client`, `server` or `tunnel`: what a silent session lives for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timeout {
+    pub of: String,
+    /// Zero is for ever.
+    pub value: Duration,
 }
 
 /// A `peers` section.
@@ -59,6 +72,19 @@ pub struct Configuration {
     pub chroot: Option<PathBuf>,
     pub peers: Vec<Peers>,
     pub local_peer: Option<Found<String>>,
+    /// `log /dev/log …` somewhere.
+    pub logs_to_dev_log: bool,
+    /// Of all `bind` lines.
+    pub lowest_port: Option<Found<u16>>,
+    pub hard_stop_after: Option<Found<Duration>>,
+    pub timeouts: Vec<Found<Timeout>>,
+    /// `namespace` of a `bind` or `server` line.
+    pub namespace: Option<Place>,
+    pub named: Named,
+    /// Environment variables that must be set, each where it is needed first; none within `.if`.
+    pub variables: Vec<Found<String>>,
+    /// Those that the configuration sets itself.
+    pub sets: BTreeSet<String>,
 }
 
 /// What the lines so far belong to.
@@ -79,12 +105,22 @@ impl Configuration {
     /// Adds what one file says, in the order in which HAProxy reads them.
     pub fn scan(&mut self, file: &Path, text: &str) {
         let mut section = Section::Other;
+        let mut conditions = 0_usize;
         for (index, line) in text.lines().enumerate() {
             let words = line::words(line);
             let Some((keyword, arguments)) = words.split_first() else {
                 continue;
             };
             let place = Place { file: file.to_owned(), line: index + 1 };
+            match keyword.as_str() {
+                ".if" => conditions += 1,
+                ".endif" => conditions = conditions.saturating_sub(1),
+                _ => {}
+            }
+            if conditions == 0 {
+                self.variables(line, &place);
+            }
+            self.named.line(&words);
             if let Some(begun) = begins(keyword) {
                 section = begun;
                 if begun == Section::Peers {
@@ -106,20 +142,34 @@ impl Configuration {
         }
     }
 
+    fn variables(&mut self, line: &str, place: &Place) {
+        for name in line::variables(line) {
+            if !self.sets.contains(&name) && self.variables.iter().all(|found| found.value != name)
+            {
+                self.variables.push(Found { value: name, place: place.clone() });
+            }
+        }
+    }
+
     fn global(&mut self, keyword: &str, arguments: &[String], place: Place) {
         let first = arguments.first().map_or("", String::as_str);
         match keyword {
+            "log" if first == "/dev/log" => self.logs_to_dev_log = true,
             "master-worker" => self.master_worker = Some(place),
             "daemon" => self.daemon = Some(place),
             "user" if first != "root" => self.user = Some(place),
             "uid" if first != "0" => self.user = Some(place),
             "group" | "gid" => self.group = Some(place),
             "setcap" => self.setcap.extend(first.split(',').map(str::to_owned)),
+            "setenv" | "presetenv" => drop(self.sets.insert(first.to_owned())),
             "chroot" => self.chroot = Some(first.into()),
             "server-state-file" => self.server_state_file = Some(first.into()),
             "server-state-base" => self.server_state_base = Some(first.into()),
             "localpeer" => {
                 self.local_peer = Some(Found { value: first.to_owned(), place });
+            }
+            "hard-stop-after" => {
+                self.hard_stop_after = time::time(first).map(|value| Found { value, place });
             }
             "maxconn" => {
                 self.maxconn = first.parse().ok().map(|value| Found { value, place });
@@ -143,7 +193,20 @@ impl Configuration {
     fn proxy(&mut self, keyword: &str, arguments: &[String], place: Place) {
         // A name or an address comes first and may read like an option.
         let has = |word| arguments.iter().skip(1).any(|argument| argument == word);
+        if matches!(keyword, "bind" | "server" | "server-template") && has("namespace") {
+            self.namespace.get_or_insert_with(|| place.clone());
+        }
+        if keyword == "bind"
+            && let Some(value) = arguments.first().and_then(|addresses| lowest_port(addresses))
+            && self.lowest_port.as_ref().is_none_or(|lowest| value < lowest.value)
+        {
+            self.lowest_port = Some(Found { value, place: place.clone() });
+        }
         match keyword {
+            "timeout" => self.timeouts.extend(timeout(arguments, place)),
+            "log" if arguments.first().is_some_and(|to| to == "/dev/log") => {
+                self.logs_to_dev_log = true;
+            }
             "bind" if has("transparent") => self.transparent_binds.push(place),
             "source" | "server" | "server-template" if has("usesrc") => self.usesrc.push(place),
             "default-server" if arguments.iter().any(|word| word == "usesrc") => {
@@ -155,6 +218,22 @@ impl Configuration {
             _ => {}
         }
     }
+}
+
+/// Of a list as in `10.0.0.1:80,[::]:443-450`; none for unix sockets and environment variables.
+fn lowest_port(addresses: &str) -> Option<u16> {
+    let port = |address: &str| {
+        let (_, ports) = address.rsplit_once(':')?;
+        ports.split('-').next()?.parse().ok()
+    };
+    addresses.split(',').filter_map(port).min()
+}
+
+fn timeout(arguments: &[String], place: Place) -> Option<Found<Timeout>> {
+    let [of, value, ..] = arguments else { return None };
+    let counts = ["client", "server", "tunnel"].contains(&of.as_str());
+    let value = time::time(value).filter(|_| counts)?;
+    Some(Found { value: Timeout { of: of.clone(), value }, place })
 }
 
 fn begins(keyword: &str) -> Option<Section> {
@@ -209,6 +288,40 @@ mod tests {
         assert_eq!(found.server_state_file, Some("/run/a b".into()));
         assert_eq!(found.local_peer.unwrap().value, "lb1");
         assert!(found.loads_server_state);
+    }
+
+    #[test]
+    fn what_bounds_a_session_is_found_with_its_place() {
+        let found = scan(
+            "global\n hard-stop-after 30s\ndefaults\n timeout connect 1d\n timeout client 1m\n \
+             timeout tunnel 1h\n timeout server x\n timeout client\n",
+        );
+        assert_eq!(found.hard_stop_after.unwrap().value, Duration::from_secs(30));
+        let timeouts: Vec<_> = found
+            .timeouts
+            .iter()
+            .map(|found| (&*found.value.of, found.value.value.as_secs(), found.place.line))
+            .collect();
+        assert_eq!(timeouts, [("client", 60, 5), ("tunnel", 3600, 6)]);
+    }
+
+    #[test]
+    fn the_lowest_port_of_all_is_found() {
+        let lowest = |binds: &str| {
+            let found = scan(&format!("frontend f\n bind {binds}\n")).lowest_port;
+            found.map(|found| found.value)
+        };
+        assert_eq!(lowest(":8080\n bind *:443,ipv6@:::80-90 ssl\n bind [fd00::1]:99"), Some(80));
+        for none in ["/run/a.sock", "abns@a", "\"$ADDRESS\"", ":${PORT}", "fd@3", ":\n bind"] {
+            assert_eq!(lowest(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn a_namespace_is_found() {
+        let found = scan("listen l\n bind :80\n server namespace 10.0.0.1:1 namespace red\n");
+        assert_eq!(found.namespace.unwrap().line, 3);
+        assert_eq!(scan("listen l\n server namespace 10.0.0.1:1\n").namespace, None);
     }
 
     #[test]

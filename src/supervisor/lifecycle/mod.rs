@@ -5,28 +5,46 @@
 //! The table of states and events is in `docs/architecture.md`; the words are in `vocabulary`, the
 //! generations that are alive in `fleet`.
 
+mod drift;
 mod fleet;
+mod relief;
+mod room;
 mod vocabulary;
 
 use std::time::{Duration, Instant};
 
+use self::drift::Drift;
 use self::fleet::{Fate, Fleet, Generation};
+use self::relief::Reservation;
+use self::room::{Room, RoomStep};
 use self::vocabulary::Turn;
 pub use self::vocabulary::{
-    Action, CrashPolicy, Event, Limits, Phase, Refusal, Sharing, StateName, Stop, Why,
+    Action, Birth, Condition, CrashPolicy, Event, Limits, Phase, Refusal, Sharing, StateName, Stop,
+    Why,
 };
 use crate::haproxy::generation::GenerationId;
 use crate::process::exit::Exit;
 
 /// A generation that served this long before it died did not die "in a row" with the last one.
-const STABLE: Duration = Duration::from_secs(1);
-/// The first restart is at once; the second crash in a row waits this long, then twice as long.
+const STABLE: Duration = Duration::from_millis(500);
+/// So many in a row are replaced at once: who kills HAProxy each second does not make clients wait
+/// longer than it takes to start. The next one waits this long, then twice as long.
+const AT_ONCE: u32 = 3;
 const BACK_OFF_FIRST: Duration = Duration::from_millis(500);
 const BACK_OFF_MOST: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    Starting { again: bool },
+    /// Those whom we are to relieve are being looked for.
+    Finding {
+        again: bool,
+    },
+    Starting {
+        again: bool,
+        birth: Birth,
+    },
+    /// Predecessors are to leave their ports to us for once.
+    MakingRoom(Room),
     Serving(GenerationId),
     Reloading(Reload),
     Recovering(Recovery),
@@ -36,11 +54,27 @@ enum State {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Reload {
-    serving: GenerationId,
+    from: Outgoing,
     next: GenerationId,
     step: ReloadStep,
     /// One more reload was asked for meanwhile.
     again: bool,
+    /// The guard is up and the predecessors are paused already.
+    room: Option<Room>,
+}
+
+/// Whose listeners go to the next generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outgoing {
+    Generation(GenerationId),
+    /// Those of other containers: a take-over.
+    Predecessors,
+}
+
+impl Outgoing {
+    fn is(self, id: GenerationId) -> bool {
+        self == Self::Generation(id)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +143,14 @@ struct Stopping {
     give_up_at: Instant,
     /// What the container ends with.
     status: u8,
+    reason: Reason,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reason {
+    Asked,
+    /// A successor serves: there is time for every session until its own deadline.
+    Relieved,
 }
 
 #[derive(Debug)]
@@ -123,36 +165,59 @@ pub struct Lifecycle {
     /// What the operator wants, and what the serving generation was last told.
     pause_wanted: bool,
     paused: bool,
+    reservation: Reservation,
+    drift: Drift,
 }
 
 impl Lifecycle {
     #[must_use]
-    pub fn start(now: Instant, limits: Limits) -> (Self, Vec<Action>) {
+    pub fn start(now: Instant, limits: Limits, birth: Birth) -> (Self, Vec<Action>) {
         let mut turn = Turn { now, actions: Vec::new() };
-        let mut fleet = Fleet::default();
-        // However long the first one takes: killing it would help nobody.
-        fleet.launch(&mut turn, None, Why::Start, None);
-        let lifecycle = Self {
+        let mut lifecycle = Self {
             limits,
-            state: State::Starting { again: false },
+            state: State::Finding { again: false },
             since: now,
-            fleet,
+            fleet: Fleet::default(),
             crashes: 0,
             crashes_in_a_row: 0,
             stop_deadline: None,
             pause_wanted: false,
             paused: false,
+            reservation: Reservation::None,
+            drift: Drift::default(),
         };
+        match birth {
+            Birth::Alone => lifecycle.found(&mut turn, Birth::Alone),
+            Birth::Successor => turn.act(Action::FindPredecessors),
+        }
         (lifecycle, turn.actions)
+    }
+
+    /// Generation 1, alone or beside those that it is to relieve.
+    fn found(&mut self, turn: &mut Turn, birth: Birth) {
+        if let State::Finding { again } = self.state {
+            self.state = State::Starting { again, birth };
+            let limit = match birth {
+                // However long the first one takes: killing it would help nobody.
+                Birth::Alone => None,
+                // Somebody serves, and may not reload meanwhile.
+                Birth::Successor => Some(self.limits.ready),
+            };
+            self.fleet.launch(turn, None, Why::Start, limit);
+        }
     }
 
     #[must_use]
     pub fn state(&self) -> StateName {
         match self.state {
-            State::Starting { .. } => StateName::Starting,
+            State::Finding { .. } | State::Starting { .. } | State::MakingRoom(_) => {
+                StateName::Starting
+            }
             State::Serving(_) => StateName::Serving,
+            State::Reloading(Reload { from: Outgoing::Predecessors, .. }) => StateName::TakingOver,
             State::Reloading(_) => StateName::Reloading,
             State::Recovering(_) => StateName::Recovering,
+            State::Stopping(Stopping { reason: Reason::Relieved, .. }) => StateName::Relieved,
             State::Stopping(_) => StateName::Stopping,
             State::Stopped => StateName::Stopped,
         }
@@ -183,7 +248,11 @@ impl Lifecycle {
     pub fn serving(&self) -> Option<GenerationId> {
         match self.state {
             State::Reloading(Reload { step, next, .. }) if step.is_past_return() => Some(next),
-            State::Serving(id) | State::Reloading(Reload { serving: id, .. }) => Some(id),
+            State::Serving(id)
+            | State::Reloading(
+                Reload { from: Outgoing::Generation(id), .. }
+                | Reload { from: Outgoing::Predecessors, next: id, .. },
+            ) => Some(id),
             _ => None,
         }
     }
@@ -200,13 +269,14 @@ impl Lifecycle {
     pub fn wake_at(&self) -> Option<Instant> {
         let own = match self.state {
             State::Reloading(Reload { step, .. }) => step.until(),
+            State::MakingRoom(Room { until, .. }) => Some(until),
             State::Recovering(Recovery { step: RecoveryStep::Waiting { until }, .. }) => {
                 Some(until)
             }
             State::Stopping(Stopping { give_up_at, .. }) => Some(give_up_at),
             _ => None,
         };
-        self.fleet.iter().filter_map(|(_, g)| g.fate.at()).chain(own).min()
+        self.fleet.iter().filter_map(|(_, g)| g.fate.at()).chain(own).chain(self.look_at()).min()
     }
 
     pub fn on(&mut self, now: Instant, event: Event) -> Vec<Action> {
@@ -219,13 +289,25 @@ impl Lifecycle {
             Event::ListenersGone(id) => self.listeners_gone(&mut turn, id),
             Event::GuardDone(id) => self.guard_done(&mut turn, id),
             Event::Exited(id, exit) => self.exited(&mut turn, id, exit),
+            Event::Blocked(id, exit) => self.blocked(&mut turn, id, exit),
+            Event::RoomSettled => self.room_settled(&mut turn),
+            Event::RoomFreed => self.room_freed(&mut turn),
+            Event::RoomReturned => self.room_returned(&mut turn),
+            Event::Found(birth) => self.found(&mut turn, birth),
+            Event::ReserveWanted => self.reserve(&mut turn),
+            Event::ReserveEnded => self.end_reservation(&mut turn),
+            Event::Relieved => self.relieved(&mut turn),
             Event::ReloadWanted => self.reload_wanted(&mut turn),
             Event::PauseWanted => self.pause(&mut turn, true),
             Event::ResumeWanted => self.pause(&mut turn, false),
             Event::StopWanted(stop) => self.stop_wanted(&mut turn, stop),
             Event::HostFailed { status } => self.end(&mut turn, status),
+            Event::HostChanged => self.host_changed(&turn),
+            Event::LookWanted => self.look_wanted(&turn),
+            Event::Looked { found, took } => self.looked(&mut turn, found, took),
             Event::Tick => self.tick(&mut turn),
         }
+        self.put_back_if_due(&mut turn);
         if self.state() != before {
             self.since = now;
         }
@@ -249,10 +331,22 @@ impl Lifecycle {
             return;
         }
         match self.state {
-            State::Starting { again } => {
+            State::Starting { again, birth: Birth::Alone } => {
                 self.fleet.serve(turn.now, id);
                 turn.act(Action::Intercept);
                 self.settle(turn, id, again);
+            }
+            State::Starting { again, birth: Birth::Successor } => {
+                self.fleet.serve(turn.now, id);
+                // Ours first, so that at no time nobody diverts.
+                turn.act(Action::Intercept);
+                let step = ReloadStep::HandingOver { until: turn.now + self.limits.hand_over };
+                let from = Outgoing::Predecessors;
+                self.state = State::Reloading(Reload { from, next: id, step, again, room: None });
+                turn.act(Action::TakeOver(id));
+            }
+            State::MakingRoom(room) if room.step == RoomStep::Starting(id) => {
+                self.room_taken(turn, room, id);
             }
             State::Reloading(reload)
                 if reload.next == id && reload.step == ReloadStep::Starting =>
@@ -262,7 +356,9 @@ impl Lifecycle {
                 self.fleet.serve(turn.now, id);
                 let step = ReloadStep::HandingOver { until: turn.now + self.limits.hand_over };
                 self.state = State::Reloading(Reload { step, ..reload });
-                turn.act(Action::HandOver { from: reload.serving, to: id });
+                if let Outgoing::Generation(from) = reload.from {
+                    turn.act(Action::HandOver { from, to: id });
+                }
             }
             State::Recovering(recovery) if recovery.step == RecoveryStep::Starting(id) => {
                 self.fleet.serve(turn.now, id);
@@ -281,8 +377,9 @@ impl Lifecycle {
             && matches!(reload.step, ReloadStep::HandingOver { .. })
         {
             match sharing {
+                _ if reload.room.is_some() => self.switch(turn, reload),
                 Sharing::Enough => {
-                    self.fleet.drain(turn, reload.serving, turn.now + self.limits.drain);
+                    self.let_go(turn, reload.from);
                     self.taken(turn, reload);
                 }
                 Sharing::Guarded => {
@@ -300,12 +397,25 @@ impl Lifecycle {
             && reload.next == id
             && matches!(reload.step, ReloadStep::Settling { .. })
         {
-            // The keeper first, or they would not go with the old generation's.
-            turn.act(Action::Keep(id));
-            self.fleet.drain(turn, reload.serving, turn.now + self.limits.drain);
-            turn.act(Action::WatchListeners(id));
-            let step = ReloadStep::Closing { until: turn.now + self.limits.guard / 2 };
-            self.state = State::Reloading(Reload { step, ..reload });
+            self.switch(turn, reload);
+        }
+    }
+
+    /// Under a guard.
+    fn switch(&mut self, turn: &mut Turn, reload: Reload) {
+        // The keeper first, or they would not go with the old generation's.
+        turn.act(Action::Keep(reload.next));
+        self.let_go(turn, reload.from);
+        turn.act(Action::WatchListeners(reload.next));
+        let step = ReloadStep::Closing { until: turn.now + self.limits.guard / 2 };
+        self.state = State::Reloading(Reload { step, room: None, ..reload });
+    }
+
+    /// There is no way back from here.
+    fn let_go(&mut self, turn: &mut Turn, from: Outgoing) {
+        match from {
+            Outgoing::Generation(id) => self.fleet.drain(turn, id, turn.now + self.limits.drain),
+            Outgoing::Predecessors => turn.act(Action::Relieve),
         }
     }
 
@@ -334,8 +444,12 @@ impl Lifecycle {
     }
 
     fn taken(&mut self, turn: &mut Turn, reload: Reload) {
-        turn.act(Action::ReloadTaken { from: reload.serving, to: reload.next });
-        self.settle(turn, reload.next, reload.again);
+        let to = reload.next;
+        turn.act(match reload.from {
+            Outgoing::Generation(from) => Action::ReloadTaken { from, to },
+            Outgoing::Predecessors => Action::TakenOver(to),
+        });
+        self.settle(turn, to, reload.again);
     }
 
     /// `id` serves and nothing is under way: catch up with what was asked for meanwhile.
@@ -344,16 +458,21 @@ impl Lifecycle {
         self.paused = false;
         if again {
             self.reload(turn, id);
-        } else if self.pause_wanted {
+            return;
+        }
+        if self.pause_wanted && self.reservation != Reservation::Held {
             self.paused = true;
             turn.act(Action::Pause(id));
+        }
+        if self.reservation == Reservation::Wanted {
+            self.hold_still(turn);
         }
     }
 
     fn reload(&mut self, turn: &mut Turn, serving: GenerationId) {
         let next = self.launch(turn, Some(serving), Why::Reload);
-        let step = ReloadStep::Starting;
-        self.state = State::Reloading(Reload { serving, next, step, again: false });
+        let (from, step) = (Outgoing::Generation(serving), ReloadStep::Starting);
+        self.state = State::Reloading(Reload { from, next, step, again: false, room: None });
     }
 
     fn reload_wanted(&mut self, turn: &mut Turn) {
@@ -361,6 +480,15 @@ impl Lifecycle {
             // A paused listener that is handed over never accepts again in its new owner.
             State::Serving(_) if self.paused => {
                 turn.act(Action::ReloadRefused { id: None, why: Refusal::Paused });
+            }
+            State::Serving(_)
+            | State::Reloading(Reload { again: false, .. })
+            | State::Starting { again: false, .. }
+            | State::MakingRoom(Room { again: false, .. })
+            | State::Recovering(_)
+                if self.reservation != Reservation::None =>
+            {
+                turn.act(Action::ReloadRefused { id: None, why: Refusal::Reserved });
             }
             State::Serving(serving) => {
                 let serving = *serving;
@@ -371,7 +499,9 @@ impl Lifecycle {
                 let lost = *lost;
                 self.recover(turn, lost, true, Why::Recovery);
             }
-            State::Starting { again }
+            State::Finding { again }
+            | State::Starting { again, .. }
+            | State::MakingRoom(Room { again, .. })
             | State::Reloading(Reload { again, .. })
             | State::Recovering(Recovery { again, .. }) => *again = true,
             State::Stopping(_) | State::Stopped => {
@@ -382,8 +512,10 @@ impl Lifecycle {
 
     fn pause(&mut self, turn: &mut Turn, wanted: bool) {
         self.pause_wanted = wanted;
-        // Anything else settles first; `settle` then looks at what is wanted.
+        // Anything else settles first; `settle` then looks at what is wanted. And a successor may
+        // share the listeners already: a pause would take them from it.
         if let State::Serving(id) = self.state
+            && self.reservation != Reservation::Held
             && self.paused != wanted
         {
             self.paused = wanted;
@@ -396,19 +528,24 @@ impl Lifecycle {
             return;
         };
         match self.state {
-            State::Starting { .. } => {
+            State::Starting { birth, .. } => {
                 self.refuse_reloads(turn);
+                self.refuse_successor(turn);
+                if birth == Birth::Successor {
+                    turn.act(Action::Spare);
+                }
                 self.give_back(turn, exit.status());
             }
+            State::MakingRoom(room) => self.room_lost(turn, room, id, exit, gone),
             State::Serving(serving) if serving == id => {
                 self.count_crash(turn, id, exit, gone);
                 self.replace(turn, id, exit, (false, Why::Recovery));
             }
             // It drains: no crash. Whoever watches its listeners sees them go.
-            State::Reloading(reload) if reload.serving == id && reload.step.is_past_return() => {}
-            State::Reloading(reload) if reload.serving == id => {
+            State::Reloading(reload) if reload.from.is(id) && reload.step.is_past_return() => {}
+            State::Reloading(reload) if reload.from.is(id) => {
                 self.count_crash(turn, id, exit, gone);
-                self.serving_died_in_reload(turn, reload, exit);
+                self.serving_died_in_reload(turn, reload, (id, exit));
             }
             State::Reloading(reload) if reload.next == id => {
                 self.next_died(turn, reload, exit, gone);
@@ -434,25 +571,42 @@ impl Lifecycle {
     }
 
     fn next_died(&mut self, turn: &mut Turn, reload: Reload, exit: Exit, gone: Generation) {
-        let Reload { serving, next, step, again } = reload;
-        if step.is_guarded() {
-            turn.act(Action::LowerGuard(next));
+        let Reload { from, next, step, again, room } = reload;
+        if let Some(room) = room {
+            return self.give_room_back(turn, Room { status: exit.status(), again, ..room });
         }
-        turn.act(Action::ReloadRefused { id: Some(next), why: refusal(gone, exit) });
-        if step.is_past_return() {
+        match from {
+            // They serve on, and whoever started us learns why we do not.
+            Outgoing::Predecessors if !step.is_past_return() => {
+                return self.end(turn, exit.status());
+            }
+            _ if step.is_guarded() => turn.act(Action::LowerGuard(next)),
+            _ => {}
+        }
+        if let Outgoing::Generation(_) = from {
+            turn.act(Action::ReloadRefused { id: Some(next), why: refusal(gone, exit) });
+        }
+        if let Outgoing::Generation(serving) = from
+            && !step.is_past_return()
+        {
+            self.settle(turn, serving, again);
+        } else {
             // Nobody serves; and whoever asked is answered, should this be the end.
             let step = RecoveryStep::Waiting { until: turn.now };
             let (lost, asked, why) = (next, false, Why::Recovery);
             self.state = State::Recovering(Recovery { step, lost, asked, again, why });
             self.count_crash(turn, next, exit, gone);
             self.replace(turn, next, exit, (again, why));
-        } else {
-            self.settle(turn, serving, again);
         }
     }
 
-    fn serving_died_in_reload(&mut self, turn: &mut Turn, reload: Reload, exit: Exit) {
-        let Reload { serving: lost, next, step, again } = reload;
+    fn serving_died_in_reload(
+        &mut self,
+        turn: &mut Turn,
+        reload: Reload,
+        (lost, exit): (GenerationId, Exit),
+    ) {
+        let Reload { next, step, again, .. } = reload;
         if step.is_guarded() {
             turn.act(Action::Keep(next));
             self.lower_guard(turn, reload);
@@ -521,41 +675,82 @@ impl Lifecycle {
     }
 
     fn stop_wanted(&mut self, turn: &mut Turn, stop: Stop) {
+        if self.leave_room(turn, 0) {
+            return;
+        }
         match (self.state, stop) {
+            (State::Stopping(Stopping { reason: Reason::Relieved, .. }), Stop::Graceful) => {
+                // No more time than any stop has; what drains does so already.
+                let (by, status, until) =
+                    (self.stop_by(turn.now), 0, turn.now + self.limits.sessions());
+                let reason = Reason::Asked;
+                self.state = State::Stopping(Stopping { give_up_at: by, status, reason });
+                self.stop_deadline = Some(turn.now + self.limits.stop);
+                self.fleet.drain_all(turn, until);
+            }
             // A second one of any kind means: now.
             (State::Stopping(_), _) => self.fleet.end_all(turn, self.limits.stop_grace()),
             (State::Stopped, _) => {}
             (_, Stop::Now) => self.end(turn, 0),
             (_, Stop::Graceful) => {
-                self.begin_stopping(turn, 0);
-                let rest = self.limits.reserve() + self.limits.stop_grace();
-                self.fleet.drain_all(turn, turn.now + self.limits.stop.saturating_sub(rest));
+                self.begin_stopping(turn, 0, Reason::Asked);
+                self.fleet.drain_all(turn, turn.now + self.limits.sessions());
                 self.give_back_if_empty(turn);
             }
         }
     }
 
+    fn stop_by(&self, now: Instant) -> Instant {
+        now + self.limits.stop.saturating_sub(self.limits.reserve() / 2)
+    }
+
     /// Stops now, with this status.
     fn end(&mut self, turn: &mut Turn, status: u8) {
+        if self.leave_room(turn, status) {
+            return;
+        }
         if !matches!(self.state, State::Stopping(_) | State::Stopped) {
-            self.begin_stopping(turn, status);
+            self.begin_stopping(turn, status, Reason::Asked);
         }
         self.fleet.end_all(turn, self.limits.stop_grace());
         self.give_back_if_empty(turn);
     }
 
-    fn begin_stopping(&mut self, turn: &mut Turn, status: u8) {
+    fn begin_stopping(&mut self, turn: &mut Turn, status: u8, reason: Reason) {
         if let State::Reloading(Reload { step, next, .. }) = self.state
             && step.is_guarded()
         {
             turn.act(Action::LowerGuard(next));
         }
         self.refuse_reloads(turn);
-        let give_up = self.limits.stop.saturating_sub(self.limits.reserve() / 2);
-        self.state = State::Stopping(Stopping { give_up_at: turn.now + give_up, status });
-        self.stop_deadline = Some(turn.now + self.limits.stop);
+        if self.has_predecessors() {
+            turn.act(Action::Spare);
+        }
+        self.refuse_successor(turn);
+        let give_up_at = match reason {
+            Reason::Asked => {
+                // It may have begun while predecessors got their ports back.
+                self.stop_deadline.get_or_insert(turn.now + self.limits.stop);
+                self.stop_by(turn.now)
+            }
+            // Nobody waits with a KILL at hand.
+            Reason::Relieved => turn.now + self.limits.drain + 2 * self.limits.grace,
+        };
+        self.state = State::Stopping(Stopping { give_up_at, status, reason });
         turn.act(Action::StopIntercepting);
         turn.act(Action::CloseKeeper);
+    }
+
+    /// Some who are not relieved yet: they may go on as they did.
+    fn has_predecessors(&self) -> bool {
+        match self.state {
+            State::Finding { .. } => true,
+            State::Starting { birth, .. } => birth == Birth::Successor,
+            State::Reloading(Reload { from: Outgoing::Predecessors, step, .. }) => {
+                !step.is_past_return()
+            }
+            _ => false,
+        }
     }
 
     fn give_back_if_empty(&mut self, turn: &mut Turn) {
@@ -575,12 +770,15 @@ impl Lifecycle {
     fn refuse_reloads(&self, turn: &mut Turn) {
         let why = Refusal::Stopping;
         let (trying, again) = match self.state {
+            State::Finding { again }
+            | State::Starting { again, .. }
+            | State::MakingRoom(Room { again, .. })
+            | State::Reloading(Reload { from: Outgoing::Predecessors, again, .. }) => (None, again),
             State::Reloading(Reload { next, again, .. }) => (Some(next), again),
             State::Recovering(Recovery { step, asked, again, .. }) => match step {
                 RecoveryStep::Starting(next) if asked => (Some(next), again),
                 _ => (None, again),
             },
-            State::Starting { again } => (None, again),
             _ => (None, false),
         };
         if trying.is_some() {
@@ -608,6 +806,7 @@ impl Lifecycle {
                     ReloadStep::Releasing { .. } => self.guard_done(turn, next),
                 }
             }
+            State::MakingRoom(room) if room.until <= turn.now => self.room_over(turn, room),
             State::Recovering(Recovery {
                 step: RecoveryStep::Waiting { until },
                 lost,
@@ -616,7 +815,7 @@ impl Lifecycle {
             }) if until <= turn.now => {
                 self.recover(turn, lost, false, why);
             }
-            State::Stopping(Stopping { give_up_at, status }) if give_up_at <= turn.now => {
+            State::Stopping(Stopping { give_up_at, status, .. }) if give_up_at <= turn.now => {
                 self.fleet.give_up();
                 self.give_back(turn, status);
             }
@@ -634,8 +833,8 @@ fn refusal(gone: Generation, exit: Exit) -> Refusal {
 
 fn back_off(crashes_in_a_row: u32) -> Duration {
     match crashes_in_a_row {
-        0 | 1 => Duration::ZERO,
-        n => BACK_OFF_FIRST.saturating_mul(1 << (n - 2).min(10)).min(BACK_OFF_MOST),
+        0..=AT_ONCE => Duration::ZERO,
+        n => BACK_OFF_FIRST.saturating_mul(1 << (n - AT_ONCE - 1).min(10)).min(BACK_OFF_MOST),
     }
 }
 

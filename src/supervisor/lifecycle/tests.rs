@@ -11,6 +11,7 @@ fn limits() -> Limits {
         ready: 30 * SECOND,
         hand_over: 10 * SECOND,
         guard: 4 * SECOND,
+        room: SECOND,
         stop: 295 * SECOND,
         drain: 60 * SECOND,
         grace: 5 * SECOND,
@@ -31,7 +32,7 @@ struct Story {
 impl Story {
     fn new(limits: Limits) -> Self {
         let now = Instant::now();
-        let (lifecycle, first) = Lifecycle::start(now, limits);
+        let (lifecycle, first) = Lifecycle::start(now, limits, Birth::Alone);
         assert_eq!(first, [Action::Launch { id: id(1), from: None, why: Why::Start }]);
         Self { now, lifecycle }
     }
@@ -70,6 +71,249 @@ impl Story {
             [Action::Drain(from), Action::ReloadTaken { from, to }]
         );
     }
+}
+
+/// Generation 1 is starting, beside somebody whom it is to relieve.
+fn successor() -> Story {
+    let now = Instant::now();
+    let (lifecycle, first) = Lifecycle::start(now, limits(), Birth::Successor);
+    assert_eq!(first, [Action::FindPredecessors]);
+    let mut story = Story { now, lifecycle };
+    let launch = Action::Launch { id: id(1), from: None, why: Why::Start };
+    assert_eq!(story.on(Event::Found(Birth::Successor)), [launch]);
+    story
+}
+
+#[test]
+fn predecessors_are_relieved_once_the_first_generation_is_ready() {
+    let mut story = successor();
+    assert_eq!(story.on(Event::Ready(id(1))), [Action::Intercept, Action::TakeOver(id(1))]);
+    assert_eq!(story.lifecycle.state(), StateName::TakingOver);
+    assert_eq!(
+        story.on(Event::HandedOver(id(1), Sharing::Enough)),
+        [Action::Relieve, Action::TakenOver(id(1))]
+    );
+    assert_eq!(story.lifecycle.state(), StateName::Serving);
+    story.reload(1, 2);
+}
+
+#[test]
+fn what_predecessors_do_not_share_goes_under_a_guard() {
+    let mut story = successor();
+    story.on(Event::Ready(id(1)));
+    let actions = story.on(Event::HandedOver(id(1), Sharing::Guarded));
+    assert_eq!(actions, [Action::RaiseGuard(id(1))]);
+    assert_eq!(
+        story.on(Event::Settled(id(1))),
+        [Action::Keep(id(1)), Action::Relieve, Action::WatchListeners(id(1))]
+    );
+    assert_eq!(story.on(Event::ListenersGone(id(1))), [Action::LowerGuard(id(1))]);
+    assert_eq!(story.on(Event::GuardDone(id(1))), [Action::TakenOver(id(1))]);
+}
+
+#[test]
+fn who_is_not_ready_spares_the_predecessors() {
+    let mut story = successor();
+    assert_eq!(
+        story.on(Event::Exited(id(1), Exit::Code(1))),
+        [Action::Spare, Action::TearDown { status: 1 }]
+    );
+
+    let mut story = successor();
+    assert_eq!(story.tick_at_wake(), [Action::Kill(id(1))]);
+
+    let mut story = successor();
+    story.on(Event::Ready(id(1)));
+    story.on(Event::HandedOver(id(1), Sharing::Guarded));
+    assert_eq!(
+        story.on(Event::Exited(id(1), DIED)),
+        [
+            Action::LowerGuard(id(1)),
+            Action::Spare,
+            Action::StopIntercepting,
+            Action::CloseKeeper,
+            Action::TearDown { status: 139 },
+        ]
+    );
+}
+
+#[test]
+fn a_first_generation_that_dies_when_they_have_been_told_is_replaced() {
+    let mut story = successor();
+    story.on(Event::Ready(id(1)));
+    story.on(Event::HandedOver(id(1), Sharing::Guarded));
+    story.on(Event::Settled(id(1)));
+    let launch = Action::Launch { id: id(2), from: None, why: Why::Recovery };
+    assert_eq!(story.on(Event::Exited(id(1), DIED)).last(), Some(&launch));
+}
+
+/// Generation 1 found its ports taken; those who have them are paused, and generation 2 starts.
+fn room_made() -> Story {
+    let mut story = successor();
+    assert_eq!(story.on(Event::Blocked(id(1), Exit::Code(1))), [Action::GuardRoom(id(1))]);
+    assert_eq!(story.on(Event::RoomSettled), [Action::PausePredecessors]);
+    let launch = Action::Launch { id: id(2), from: None, why: Why::Start };
+    assert_eq!(story.on(Event::RoomFreed), [launch]);
+    story
+}
+
+#[test]
+fn predecessors_that_do_not_share_their_ports_are_paused_under_a_guard_and_relieved() {
+    let mut story = room_made();
+    assert_eq!(story.on(Event::Ready(id(2))), [Action::Intercept, Action::TakeOver(id(2))]);
+    assert_eq!(
+        story.on(Event::HandedOver(id(2), Sharing::Guarded)),
+        [Action::Keep(id(2)), Action::Relieve, Action::WatchListeners(id(2))]
+    );
+    assert_eq!(story.on(Event::ListenersGone(id(2))), [Action::LowerGuard(id(2))]);
+    assert_eq!(story.on(Event::GuardDone(id(2))), [Action::TakenOver(id(2))]);
+}
+
+fn assert_room_is_given_back(mut story: Story, status: u8) {
+    let end = [Action::LowerGuard(id(1)), Action::StopIntercepting, Action::CloseKeeper];
+    let actions = story.on(Event::RoomReturned);
+    assert_eq!(actions[..3], end);
+    assert_eq!(actions[3..], [Action::TearDown { status }]);
+}
+
+#[test]
+fn they_get_their_ports_back_before_the_guard_goes_down_if_it_dies_again() {
+    for ready in [false, true] {
+        let mut story = room_made();
+        if ready {
+            story.on(Event::Ready(id(2)));
+        }
+        let back = [Action::Spare, Action::AwaitReturn];
+        // Once is enough.
+        assert_eq!(story.on(Event::Blocked(id(2), Exit::Code(3))), back);
+        assert_room_is_given_back(story, 3);
+    }
+}
+
+#[test]
+fn they_get_their_ports_back_if_it_is_not_ready_in_time() {
+    let mut story = room_made();
+    let begin = story.now;
+    assert_eq!(story.tick_at_wake(), [Action::Kill(id(2))]);
+    assert_eq!(story.now - begin, SECOND);
+    assert_eq!(
+        story.on(Event::Exited(id(2), Exit::Signal(9))),
+        [Action::Spare, Action::AwaitReturn]
+    );
+    assert_room_is_given_back(story, 1);
+}
+
+#[test]
+fn a_stop_gives_them_their_ports_back() {
+    let mut story = room_made();
+    assert_eq!(story.on(Event::StopWanted(Stop::Graceful)), [Action::Kill(id(2))]);
+    let exited = story.on(Event::Exited(id(2), Exit::Signal(9)));
+    assert_eq!(exited, [Action::Spare, Action::AwaitReturn]);
+    assert_room_is_given_back(story, 0);
+}
+
+#[test]
+fn a_stop_before_they_are_told_spares_them() {
+    for events in 0..3 {
+        let mut story = successor();
+        let all = [Event::Ready(id(1)), Event::HandedOver(id(1), Sharing::Guarded)];
+        all[..events].iter().for_each(|event| drop(story.on(*event)));
+        let actions = story.on(Event::StopWanted(Stop::Graceful));
+        assert!(actions.contains(&Action::Spare) && !actions.contains(&Action::Relieve));
+    }
+}
+
+#[test]
+fn a_reload_asked_for_during_a_take_over_comes_after_it() {
+    let mut story = successor();
+    story.on(Event::ReloadWanted);
+    story.on(Event::Ready(id(1)));
+    let actions = story.on(Event::HandedOver(id(1), Sharing::Enough));
+    assert!(matches!(actions.last(), Some(Action::Launch { why: Why::Reload, .. })));
+}
+
+/// A successor has asked, and we hold still.
+fn reserved() -> Story {
+    let mut story = Story::serving();
+    assert_eq!(story.on(Event::ReserveWanted), [Action::Reserved]);
+    story
+}
+
+#[test]
+fn who_is_reserved_neither_reloads_nor_pauses_until_the_successor_is_gone() {
+    let mut story = reserved();
+    assert_eq!(
+        story.on(Event::ReloadWanted),
+        [Action::ReloadRefused { id: None, why: Refusal::Reserved }]
+    );
+    assert_eq!(story.on(Event::PauseWanted), []);
+    assert_eq!(story.on(Event::ReserveEnded), [Action::Pause(id(1))]);
+    assert_eq!(story.on(Event::ResumeWanted), [Action::Resume(id(1))]);
+    story.reload(1, 2);
+}
+
+#[test]
+fn a_reload_under_way_ends_before_a_successor_is_told_that_we_hold_still() {
+    let mut story = Story::serving();
+    story.on(Event::ReloadWanted);
+    assert_eq!(story.on(Event::ReserveWanted), []);
+    assert_eq!(
+        story.on(Event::ReloadWanted),
+        [Action::ReloadRefused { id: None, why: Refusal::Reserved }]
+    );
+    story.on(Event::Ready(id(2)));
+    let actions = story.on(Event::HandedOver(id(2), Sharing::Enough));
+    assert_eq!(actions.last(), Some(&Action::Reserved));
+}
+
+#[test]
+fn a_crash_is_repaired_while_a_successor_starts() {
+    let mut story = reserved();
+    let actions = story.on(Event::Exited(id(1), DIED));
+    assert!(matches!(actions.last(), Some(Action::Launch { why: Why::Recovery, .. })));
+    assert_eq!(story.on(Event::Ready(id(2))), []);
+    assert_eq!(story.lifecycle.serving(), Some(id(2)));
+}
+
+#[test]
+fn who_is_relieved_finishes_its_sessions_and_ends_with_0() {
+    let mut story = Story::serving();
+    story.reload(1, 2);
+    story.on(Event::ReserveWanted);
+    assert_eq!(
+        story.on(Event::Relieved),
+        [Action::StopIntercepting, Action::CloseKeeper, Action::Drain(id(2))]
+    );
+    assert_eq!(story.lifecycle.state(), StateName::Relieved);
+    assert_eq!(story.on(Event::Exited(id(1), Exit::Code(0))), []);
+    assert_eq!(story.on(Event::Exited(id(2), DIED)), [Action::TearDown { status: 0 }]);
+}
+
+#[test]
+fn who_is_relieved_keeps_to_the_drain_deadline_and_a_stop_to_its_own() {
+    let mut story = reserved();
+    let begin = story.now;
+    story.on(Event::Relieved);
+    assert_eq!(story.tick_at_wake(), [Action::Terminate(id(1))]);
+    assert_eq!(story.now - begin, 60 * SECOND);
+
+    let limits = Limits { stop: 5 * SECOND, ..limits() };
+    let mut story = Story::serving_with(limits);
+    story.on(Event::ReserveWanted);
+    story.on(Event::Relieved);
+    let begin = story.now;
+    assert_eq!(story.on(Event::StopWanted(Stop::Graceful)), []);
+    assert_eq!(story.lifecycle.state(), StateName::Stopping);
+    assert_eq!(story.tick_at_wake(), [Action::Terminate(id(1))]);
+    assert!(story.now - begin < 5 * SECOND);
+}
+
+#[test]
+fn nobody_is_relieved_who_was_not_asked_first() {
+    let mut story = Story::serving();
+    assert_eq!(story.on(Event::Relieved), []);
+    assert_eq!(story.on(Event::StopWanted(Stop::Graceful)).len(), 3);
+    assert_eq!(story.on(Event::ReserveWanted), [Action::NotReserved]);
 }
 
 #[test]
@@ -143,7 +387,7 @@ fn the_oldest_draining_generation_makes_room() {
 }
 
 #[test]
-fn a_crash_is_answered_at_once_and_repeated_ones_back_off() {
+fn three_crashes_in_a_row_are_answered_at_once_and_more_back_off() {
     let mut story = Story::serving();
     let mut waits = Vec::new();
     for number in 1..=5 {
@@ -158,7 +402,7 @@ fn a_crash_is_answered_at_once_and_repeated_ones_back_off() {
         }
         story.on(Event::Ready(id(number + 1)));
     }
-    assert_eq!(waits, [0, 500, 1000, 2000, 4000].map(Duration::from_millis));
+    assert_eq!(waits, [0, 0, 0, 500, 1000].map(Duration::from_millis));
     let last = story.on(Event::Exited(id(6), Exit::Signal(9)));
     assert_eq!(last.last(), Some(&Action::TearDown { status: 137 }));
 }
@@ -167,7 +411,7 @@ fn a_crash_is_answered_at_once_and_repeated_ones_back_off() {
 fn a_crash_after_a_while_is_not_in_a_row() {
     let mut story = Story::serving();
     for number in 1..=20 {
-        let actions = story.after(SECOND, Event::Exited(id(number), Exit::Signal(9)));
+        let actions = story.after(SECOND / 2, Event::Exited(id(number), Exit::Signal(9)));
         assert!(matches!(actions[1], Action::Launch { from: None, why: Why::Recovery, .. }));
         story.on(Event::Ready(id(number + 1)));
     }
@@ -209,36 +453,38 @@ fn what_does_not_start_after_a_crash_gives_way_to_what_did() {
     };
     assert_eq!(died(1), Some(launch(2, Why::Recovery)));
     assert_eq!(died(2), Some(launch(3, Why::LastGood)));
-    assert_eq!(died(3), None, "both failed: now it backs off");
-    assert_eq!(story.tick_at_wake(), [launch(4, Why::Recovery)]);
+    assert_eq!(died(3), Some(launch(4, Why::Recovery)));
+    assert_eq!(died(4), Some(launch(5, Why::LastGood)));
+    assert_eq!(died(5), None, "both failed twice: now it backs off");
+    assert_eq!(story.tick_at_wake(), [launch(6, Why::Recovery)]);
 }
 
 #[test]
 fn a_reload_during_the_back_off_starts_at_once() {
     let mut story = Story::serving();
-    for number in 1..=3 {
+    for number in 1..=5 {
         story.on(Event::Exited(id(number), Exit::Code(1)));
     }
     assert_eq!(story.lifecycle.state(), StateName::Recovering);
-    let launch = Action::Launch { id: id(4), from: None, why: Why::Recovery };
+    let launch = Action::Launch { id: id(6), from: None, why: Why::Recovery };
     assert_eq!(story.on(Event::ReloadWanted), [launch]);
-    let taken = Action::ReloadTaken { from: id(1), to: id(4) };
-    assert_eq!(story.on(Event::Ready(id(4))), [taken]);
+    let taken = Action::ReloadTaken { from: id(1), to: id(6) };
+    assert_eq!(story.on(Event::Ready(id(6))), [taken]);
 }
 
 #[test]
 fn an_attempt_to_mend_a_crash_loop_is_no_crash() {
     let mut story = Story::serving();
-    for number in 1..=3 {
+    for number in 1..=5 {
         story.on(Event::Exited(id(number), Exit::Code(1)));
     }
     let crashes = story.lifecycle.crashes();
     story.on(Event::ReloadWanted);
     assert_eq!(
-        story.on(Event::Exited(id(4), Exit::Code(1))),
+        story.on(Event::Exited(id(6), Exit::Code(1))),
         [
-            Action::ReloadRefused { id: Some(id(4)), why: Refusal::Died(Exit::Code(1)) },
-            Action::Launch { id: id(5), from: None, why: Why::LastGood },
+            Action::ReloadRefused { id: Some(id(6)), why: Refusal::Died(Exit::Code(1)) },
+            Action::Launch { id: id(7), from: None, why: Why::LastGood },
         ]
     );
     assert_eq!(story.lifecycle.crashes(), crashes);
@@ -421,6 +667,34 @@ fn a_host_that_fails_ends_everything_with_its_status() {
     assert_eq!(story.on(Event::Exited(id(1), Exit::Code(0))), [Action::TearDown { status: 69 }]);
 }
 
+#[test]
+fn what_somebody_removed_is_put_back_when_the_guard_is_down_and_never_while_stopping() {
+    let mut story = guarded();
+    assert_eq!(story.on(Event::HostChanged), []);
+    story.now += SECOND / 2;
+    for event in [Event::Settled(id(2)), Event::ListenersGone(id(2))] {
+        assert!(!story.on(event).contains(&Action::PutBack));
+    }
+    let taken = Action::ReloadTaken { from: id(1), to: id(2) };
+    assert_eq!(story.on(Event::GuardDone(id(2))), [taken, Action::PutBack]);
+    story.on(Event::Looked { found: Condition::Restored, took: SECOND / 50 });
+
+    story.on(Event::HostChanged);
+    assert_eq!(story.tick_at_wake(), [Action::PutBack]);
+    story.on(Event::HostChanged);
+    story.on(Event::StopWanted(Stop::Graceful));
+    story.on(Event::HostChanged);
+    assert_eq!(story.after(5 * SECOND, Event::Tick), []);
+}
+
+#[test]
+fn who_is_relieved_puts_nothing_back() {
+    let mut story = reserved();
+    assert_eq!(story.on(Event::HostChanged), []);
+    story.on(Event::Relieved);
+    assert_eq!(story.after(SECOND, Event::Tick), []);
+}
+
 /// xorshift64*: a walk is its seed, and a failing one prints it.
 struct Dice(u64);
 
@@ -449,18 +723,133 @@ struct World {
     unanswered: usize,
     waiting: usize,
     torn_down: bool,
+    /// Somebody did something to the host, and nobody has looked.
+    changes: usize,
+    looks: usize,
+    /// Where a take-over is.
+    predecessors: Predecessors,
+    /// Where a successor's request is.
+    successor: Successor,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+enum Predecessors {
+    #[default]
+    None,
+    Sought,
+    Serving,
+    /// For the time of a guard.
+    Paused,
+    Spared,
+    Relieved,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+enum Successor {
+    #[default]
+    None,
+    Asked,
+    Reserved,
+    Serving,
 }
 
 impl World {
+    fn may_be_relieved(&self) -> bool {
+        [Predecessors::Serving, Predecessors::Paused].contains(&self.predecessors)
+    }
+
+    fn change(&mut self, event: Event) -> Event {
+        self.changes += 1;
+        event
+    }
+
+    fn look(&mut self, dice: usize) -> Event {
+        self.looks -= 1;
+        let found = [Condition::Whole, Condition::Restored, Condition::Unknown][dice];
+        // It is tried again.
+        self.changes += usize::from(found == Condition::Unknown);
+        Event::Looked { found, took: SECOND / 50 }
+    }
+
+    fn take_over(&mut self, action: Action) {
+        match action {
+            Action::FindPredecessors => self.predecessors = Predecessors::Sought,
+            Action::TakeOver(id) => {
+                assert!(self.alive[&id] && self.may_be_relieved());
+                // One that was made room for has the guard up already.
+                self.guard = self.guard.map(|_| id);
+                self.handing_over = Some(id);
+            }
+            Action::Relieve => {
+                assert!(self.may_be_relieved(), "told twice, or too late");
+                assert!(self.alive.values().any(|ready| *ready), "relieved by nobody");
+                self.predecessors = Predecessors::Relieved;
+            }
+            Action::GuardRoom(id) => {
+                assert_eq!(self.predecessors, Predecessors::Serving);
+                assert!(self.guard.replace(id).is_none(), "a guard on a guard");
+                self.guard_step = Some(Event::RoomSettled);
+            }
+            Action::PausePredecessors => {
+                assert_eq!(self.predecessors, Predecessors::Serving);
+                assert!(self.guard.is_some(), "paused without a guard");
+                self.predecessors = Predecessors::Paused;
+                self.guard_step = Some(Event::RoomFreed);
+            }
+            Action::AwaitReturn => {
+                assert_eq!(self.predecessors, Predecessors::Spared);
+                self.guard_step = Some(Event::RoomReturned);
+            }
+            Action::Spare => {
+                assert!(self.may_be_relieved() || self.predecessors == Predecessors::Sought);
+                let may_bind = self.alive.keys().any(|id| !self.killed.contains(id));
+                assert!(
+                    self.predecessors != Predecessors::Paused || !may_bind,
+                    "they get back what one of ours has"
+                );
+                self.predecessors = Predecessors::Spared;
+            }
+            Action::TakenOver(_) => {
+                assert_eq!(self.guard, None, "told before the guard is down");
+                assert_eq!(self.predecessors, Predecessors::Relieved);
+            }
+            _ => unreachable!("{action:?} is none of a take-over"),
+        }
+    }
+
     fn perform(&mut self, action: Action) {
         assert!(!self.torn_down || matches!(action, Action::ReloadRefused { .. }), "{action:?}");
         match action {
-            Action::Launch { id, from, .. } => {
+            Action::FindPredecessors
+            | Action::TakeOver(_)
+            | Action::Relieve
+            | Action::Spare
+            | Action::GuardRoom(_)
+            | Action::PausePredecessors
+            | Action::AwaitReturn
+            | Action::TakenOver(_) => self.take_over(action),
+            Action::Reserved => {
+                assert_eq!(self.successor, Successor::Asked);
+                self.successor = Successor::Reserved;
+            }
+            Action::NotReserved => {
+                assert_eq!(self.successor, Successor::Asked);
+                self.successor = Successor::None;
+            }
+            Action::Launch { id, from, why } => {
+                assert!(
+                    why != Why::Reload || self.successor != Successor::Reserved,
+                    "a reload while a successor starts"
+                );
+                assert_ne!(self.successor, Successor::Serving, "a launch beside the successor");
+                assert_ne!(self.predecessors, Predecessors::Sought, "nobody looked");
                 assert!(!self.keeper_closed, "a launch while stopping");
                 assert!(self.ever.insert(id), "generation {id} was there before");
                 assert!(from.is_none_or(|f| self.alive.contains_key(&f)), "inherits from a corpse");
                 self.alive.insert(id, false);
-                self.unanswered += std::mem::take(&mut self.waiting);
+                if why != Why::Start {
+                    self.unanswered += std::mem::take(&mut self.waiting);
+                }
             }
             Action::HandOver { from, to } => {
                 assert!(self.alive.contains_key(&from) && self.alive.contains_key(&to));
@@ -472,6 +861,9 @@ impl World {
             | Action::Pause(id)
             | Action::Resume(id) => {
                 assert!(self.alive.contains_key(&id), "{action:?} to a dead generation");
+                if matches!(action, Action::Pause(_) | Action::Resume(_)) {
+                    assert_ne!(self.successor, Successor::Reserved, "shared already");
+                }
                 if action == Action::Kill(id) {
                     self.killed.insert(id);
                 }
@@ -490,6 +882,12 @@ impl World {
                 self.guard_step = Some(Event::GuardDone(id));
             }
             Action::Intercept => assert!(!std::mem::replace(&mut self.intercepting, true)),
+            Action::PutBack => {
+                assert_eq!(self.guard, None, "clients wait for a guard");
+                assert!(!self.keeper_closed, "put back while stopping");
+                assert_ne!(std::mem::take(&mut self.changes), 0, "nobody changed anything");
+                self.looks += 1;
+            }
             Action::StopIntercepting => {
                 assert_eq!(self.guard, None, "a guard while stopping");
                 self.intercepting = false;
@@ -504,11 +902,14 @@ impl World {
             }
             Action::ReloadRefused { id: None, .. } => self.waiting = 0,
             Action::ReloadRefused { id: Some(_), .. } => self.unanswered = 0,
-            Action::Crashed { .. } => {}
+            Action::Crashed { .. } | Action::Contested { .. } => {}
             Action::TearDown { .. } => {
                 assert!(!self.intercepting, "interception without a listener");
                 assert_eq!(self.guard, None, "a guard at tear-down");
                 assert_eq!(self.unanswered + self.waiting, 0, "a reload without an answer");
+                assert_ne!(self.successor, Successor::Asked, "a successor without an answer");
+                let sought = self.predecessors == Predecessors::Sought;
+                assert!(!sought && !self.may_be_relieved(), "neither relieved nor spared");
                 self.torn_down = true;
             }
         }
@@ -523,7 +924,8 @@ fn walk(seed: u64) {
     };
     let limits = Limits { on_crash, max_generations: 2 + dice.roll(3), ..limits() };
     let mut now = Instant::now();
-    let (mut lifecycle, first) = Lifecycle::start(now, limits);
+    let birth = if dice.roll(2) == 0 { Birth::Successor } else { Birth::Alone };
+    let (mut lifecycle, first) = Lifecycle::start(now, limits, birth);
     let mut world = World::default();
     for action in first {
         world.perform(action);
@@ -542,7 +944,7 @@ fn walk(seed: u64) {
         }
         let alive: Vec<_> = world.alive.keys().copied().collect();
         let anyone = (!alive.is_empty()).then(|| alive[dice.roll(alive.len().max(1))]);
-        let event = match (dice.roll(12), anyone) {
+        let event = match (dice.roll(16), anyone) {
             (0..=3, Some(id)) => {
                 if lifecycle.generations().any(|(g, p, ..)| g == id && p == Phase::Starting) {
                     world.alive.insert(id, true);
@@ -560,12 +962,37 @@ fn walk(seed: u64) {
             (6, Some(id)) => {
                 world.alive.remove(&id);
                 world.handing_over.take_if(|to| *to == id);
-                Event::Exited(id, if dice.roll(2) == 0 { Exit::Code(1) } else { Exit::Signal(9) })
+                let exit = if dice.roll(2) == 0 { Exit::Code(1) } else { Exit::Signal(9) };
+                if dice.roll(2) == 0 { Event::Blocked(id, exit) } else { Event::Exited(id, exit) }
             }
             (7 | 8, _) => {
                 world.waiting += 1;
                 Event::ReloadWanted
             }
+            (0..=3, None) if world.predecessors == Predecessors::Sought => {
+                let found = dice.roll(2) == 0;
+                world.predecessors = if found { Predecessors::Serving } else { Predecessors::None };
+                Event::Found(if found { Birth::Successor } else { Birth::Alone })
+            }
+            (12 | 13, _) => match (world.successor, dice.roll(4)) {
+                (Successor::None, _) => {
+                    world.successor = Successor::Asked;
+                    Event::ReserveWanted
+                }
+                (Successor::Asked | Successor::Reserved, 0) => {
+                    world.successor = Successor::None;
+                    Event::ReserveEnded
+                }
+                (Successor::Reserved, 1) if step > stops_at => {
+                    let stopping = lifecycle.stop_deadline().is_some();
+                    let next = if stopping { Successor::None } else { Successor::Serving };
+                    world.successor = next;
+                    Event::Relieved
+                }
+                _ => continue,
+            },
+            (14, _) => world.change([Event::LookWanted, Event::HostChanged][dice.roll(2)]),
+            (15, _) if world.looks > 0 => world.look(dice.roll(3)),
             (9, _) => Event::PauseWanted,
             (10, _) => Event::ResumeWanted,
             (11, _) if step > stops_at => {
@@ -591,8 +1018,13 @@ fn check(lifecycle: &Lifecycle, world: &World) {
         assert_eq!(known, alive, "what is alive and what we believe");
     }
     if world.guard.is_some() {
-        assert_eq!(lifecycle.state(), StateName::Reloading, "a guard without a reload");
+        let guarded = [StateName::Reloading, StateName::TakingOver, StateName::Starting];
+        assert!(guarded.contains(&lifecycle.state()), "a guard without a reload");
         assert!(lifecycle.wake_at().is_some(), "a guard without a deadline");
+    }
+    if world.changes > 0 && [StateName::Serving, StateName::Recovering].contains(&lifecycle.state())
+    {
+        assert!(lifecycle.wake_at().is_some(), "a change that nobody looks at");
     }
     if let Some(serving) = lifecycle.serving() {
         assert!(world.alive.contains_key(&serving), "serving with a corpse");

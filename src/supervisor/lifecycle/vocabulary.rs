@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::haproxy::generation::GenerationId;
+use crate::logging::LAST_WORDS;
 use crate::process::exit::Exit;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +28,9 @@ pub struct Limits {
     pub hand_over: Duration,
     /// What a guard may be up for, and what may then pass until everything held is let through.
     pub guard: Duration,
+    /// From the news that ports are taken until a generation on them is ready: predecessors are
+    /// paused no longer, and the guard has the rest of its time until they listen again.
+    pub room: Duration,
     /// From SIGTERM to exit, the tear-down included.
     pub stop: Duration,
     /// What a replaced generation may take to finish its sessions.
@@ -38,10 +42,38 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The end of the stop deadline that is kept for the tear-down.
+    /// The end of the stop deadline that is kept for the tear-down. However short the deadline is,
+    /// the programs that change the firewall are not faster for it.
     #[must_use]
     pub fn reserve(&self) -> Duration {
-        (self.stop / 5).min(Duration::from_secs(10))
+        const FAIR: Duration = Duration::from_secs(2);
+        const MOST: Duration = Duration::from_secs(10);
+        (self.stop / 5).max(FAIR.min(self.stop / 2)).min(MOST)
+    }
+
+    /// The end of the stop deadline that is kept for the case that we hang ourselves.
+    #[must_use]
+    pub fn last_resort(&self) -> Duration {
+        self.reserve() / 3
+    }
+
+    /// The end of the stop deadline in which nothing is torn down any more: for the last words,
+    /// should nobody read them, and for the last resort.
+    #[must_use]
+    pub fn after_tear_down(&self) -> Duration {
+        self.last_resort().max(2 * LAST_WORDS)
+    }
+
+    /// What the tear-down has when HAProxy needs all of its own time.
+    #[must_use]
+    pub fn tear_down(&self) -> Duration {
+        self.reserve().saturating_sub(self.after_tear_down())
+    }
+
+    /// From the begin of a stop until the sessions that are left are cut.
+    #[must_use]
+    pub fn sessions(&self) -> Duration {
+        self.stop.saturating_sub(self.reserve() + self.stop_grace())
     }
 
     /// Between TERM and KILL while stopping; short where the deadline is short.
@@ -49,6 +81,13 @@ impl Limits {
     pub fn stop_grace(&self) -> Duration {
         self.grace.min(self.stop / 10)
     }
+}
+
+/// Whether somebody is to be relieved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Birth {
+    Alone,
+    Successor,
 }
 
 /// Whether listeners of the old generation can go without harm.
@@ -73,6 +112,22 @@ pub enum Event {
     /// What a guard held has been let through.
     GuardDone(GenerationId),
     Exited(GenerationId, Exit),
+    /// The first generation exited because predecessors have its ports, and they can be paused.
+    Blocked(GenerationId, Exit),
+    /// What making room comes to: a guard is up and nothing waits at the predecessors' listeners.
+    RoomSettled,
+    /// They do not listen any more.
+    RoomFreed,
+    /// They listen again.
+    RoomReturned,
+    /// Those whom we relieve hold still, or there is nobody.
+    Found(Birth),
+    /// A successor wants us to hold still.
+    ReserveWanted,
+    /// It is gone, without having relieved us.
+    ReserveEnded,
+    /// It serves, with our listeners.
+    Relieved,
     ReloadWanted,
     PauseWanted,
     ResumeWanted,
@@ -81,8 +136,28 @@ pub enum Event {
     HostFailed {
         status: u8,
     },
+    /// Somebody may have removed something of ours from the host.
+    HostChanged,
+    /// The same, and nobody shall wait for a better moment.
+    LookWanted,
+    /// What `PutBack` came to.
+    Looked {
+        found: Condition,
+        took: Duration,
+    },
     /// `wake_at` has come.
     Tick,
+}
+
+/// What a look at the host came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// Nothing was missing.
+    Whole,
+    /// Something was, and is there again.
+    Restored,
+    /// It is not known, or could not be put back.
+    Unknown,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,11 +176,32 @@ pub enum Refusal {
     Died(Exit),
     NotReady,
     Paused,
+    /// A successor is taking over.
+    Reserved,
     Stopping,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
+    /// Answer with `Found`.
+    FindPredecessors,
+    /// Compare what this one listens on with what the predecessors do; answer with `HandedOver`.
+    TakeOver(GenerationId),
+    /// Tell the predecessors to let go. From here on there is no way back to them.
+    Relieve,
+    /// Leave the predecessors as they were.
+    Spare,
+    /// Guard the ports that this one did not get; answer with `RoomSettled`.
+    GuardRoom(GenerationId),
+    /// SIGTTOU to those predecessors that share nothing; answer with `RoomFreed`.
+    PausePredecessors,
+    /// Answer with `RoomReturned`.
+    AwaitReturn,
+    /// The predecessors have been told.
+    TakenOver(GenerationId),
+    /// Tell the successor that asked that we hold still, or that we will not.
+    Reserved,
+    NotReserved,
     /// Start a generation; `from` is the one whose listeners it inherits.
     Launch {
         id: GenerationId,
@@ -135,6 +231,12 @@ pub enum Action {
     Resume(GenerationId),
     Intercept,
     StopIntercepting,
+    /// Look whether something of ours is gone from the host, and put it back; answer with `Looked`.
+    PutBack,
+    /// Tell that somebody removed it as often as this, and that from now on it is put back later.
+    Contested {
+        times: u32,
+    },
     /// Let go of the listeners, before anybody is told to stop accepting.
     CloseKeeper,
     ReloadTaken {
@@ -180,9 +282,11 @@ impl Phase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StateName {
     Starting,
+    TakingOver,
     Serving,
     Reloading,
     Recovering,
+    Relieved,
     Stopping,
     Stopped,
 }
@@ -192,9 +296,11 @@ impl StateName {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Starting => "starting",
+            Self::TakingOver => "taking-over",
             Self::Serving => "serving",
             Self::Reloading => "reloading",
             Self::Recovering => "recovering",
+            Self::Relieved => "relieved",
             Self::Stopping => "stopping",
             Self::Stopped => "stopped",
         }

@@ -1,0 +1,249 @@
+//! Acts: the door for a successor, on the lease's abstract socket.
+//!
+//! Every container on the same network namespace can knock; only peers with our own user are let
+//! in. Who is there, the listeners, and what HAProxy knows is answered here; what changes our life is the
+//! supervisor's to decide and comes to it as a `Knock`. A visitor that hangs up before it said `retire` is gone.
+
+use std::cell::RefCell;
+use std::io;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::protocol::{Answer, Caller, Hello, LONGEST_LINE, Request, stranger};
+use crate::fault::{self, Point};
+use crate::haproxy::runtime_api::THROUGH;
+use crate::host::lease::Lease;
+use crate::listeners::keeper::Offer;
+use crate::listeners::wire;
+
+const PATIENCE: Duration = Duration::from_secs(5);
+/// For the last word to those whom we have told that we drain.
+const FAREWELL: Duration = Duration::from_millis(200);
+
+/// A visitor, by the order in which they came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Visit(u64);
+
+/// What only the supervisor can answer.
+#[derive(Debug)]
+pub enum Knock {
+    Reserve {
+        visit: Visit,
+        by: Caller,
+        answer: oneshot::Sender<Answer>,
+    },
+    /// Whatever is answered goes to the visitor, until the sender is dropped.
+    Retire {
+        visit: Visit,
+        answers: mpsc::UnboundedSender<Answer>,
+    },
+    /// It hung up before it said `retire`.
+    Left {
+        visit: Visit,
+    },
+}
+
+/// What everybody is told who says hello. The supervisor keeps it up to date.
+pub type Facts = Rc<RefCell<Hello>>;
+
+/// What every visit needs.
+#[derive(Clone, Debug)]
+struct Room {
+    facts: Facts,
+    offer: Offer,
+    knocks: mpsc::UnboundedSender<Knock>,
+    /// That leads to whoever serves.
+    runtime_socket: PathBuf,
+}
+
+#[derive(Debug)]
+pub struct Door {
+    visits: Rc<RefCell<JoinSet<()>>>,
+    accepting: JoinHandle<()>,
+}
+
+impl Door {
+    pub fn open(
+        lease: &Lease,
+        facts: Facts,
+        offer: Offer,
+        knocks: mpsc::UnboundedSender<Knock>,
+        runtime_socket: PathBuf,
+    ) -> Result<Self> {
+        fault::at(Point::SuccessorsDoor).context("open the successor's door")?;
+        let listener = lease.listener().try_clone().context("share the lease's socket")?;
+        let listener = UnixListener::from_std(listener).context("watch the lease's socket")?;
+        let visits = Rc::new(RefCell::new(JoinSet::new()));
+        let room = Room { facts, offer, knocks, runtime_socket };
+        let accepting = tokio::task::spawn_local(accept(listener, room, Rc::clone(&visits)));
+        Ok(Self { visits, accepting })
+    }
+
+    /// Lets those read their last line who wait for our end.
+    pub async fn farewell(self) {
+        self.accepting.abort();
+        let mut visits = self.visits.take();
+        let over = async {
+            // Whatever goes wrong, it is not worth more of our time.
+            let _ = fault::within(Point::Farewell).await;
+            while visits.join_next().await.is_some() {}
+        };
+        let _ = tokio::time::timeout(FAREWELL, over).await;
+    }
+}
+
+async fn accept(listener: UnixListener, room: Room, visits: Rc<RefCell<JoinSet<()>>>) {
+    for number in 0.. {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let (room, visit) = (room.clone(), Visit(number));
+                let mut visits = visits.borrow_mut();
+                while visits.try_join_next().is_some() {}
+                visits.spawn_local(async move {
+                    if let Err(error) = room.receive(stream, visit).await {
+                        tracing::debug!(error = format!("{error:#}"), "at the successor's door");
+                    }
+                });
+            }
+            Err(error) => {
+                // Out of descriptors, most likely; trying again at once would spin.
+                tracing::warn!(%error, "could not accept a successor");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
+type Stream = BufReader<UnixStream>;
+
+impl Room {
+    async fn receive(&self, stream: UnixStream, visit: Visit) -> Result<()> {
+        fault::within(Point::Visit).await?;
+        let peer = stream.peer_cred().context("ask who the peer is")?.uid();
+        let own = rustix::process::geteuid().as_raw();
+        let mut stream = BufReader::new(stream);
+        if peer != own {
+            let reason = format!("only user {own} is served here, not user {peer}");
+            return say(&mut stream, &Answer::Refused { reason, by: None }).await;
+        }
+        let first = tokio::time::timeout(PATIENCE, line(&mut stream))
+            .await
+            .context("wait for a word")??;
+        // Somebody only looked whether we live (`lease::lives`).
+        let Some(first) = first else { return Ok(()) };
+        if first.as_bytes() == wire::REQUEST {
+            return self.offer.give(&mut stream.into_inner()).await;
+        }
+        if first == THROUGH {
+            return self.lead_to_haproxy(&mut stream).await;
+        }
+        let Request::Hello(caller) = understood(&first)? else { bail!("no hello came first") };
+        let hello = self.facts.borrow().clone();
+        say(&mut stream, &Answer::Hello(hello)).await?;
+        match line(&mut stream).await? {
+            Some(next) => match understood(&next)? {
+                Request::Reserve => self.reserve(stream, visit, caller).await,
+                other => bail!("{other:?} came too early"),
+            },
+            None => Ok(()),
+        }
+    }
+
+    async fn reserve(&self, mut stream: Stream, visit: Visit, by: Caller) -> Result<()> {
+        if let Some(reason) = stranger(by.protocol) {
+            return say(&mut stream, &Answer::Refused { reason, by: None }).await;
+        }
+        let (answer, answered) = oneshot::channel();
+        self.knock(Knock::Reserve { visit, by, answer })?;
+        let left = self.until_retire(&mut stream, visit, answered).await;
+        match left {
+            Ok(Next::Retire) => self.retire(stream, visit).await,
+            other => {
+                // Whatever went wrong: it does not take over, and we need not hold still.
+                self.knock(Knock::Left { visit })?;
+                other.map(drop)
+            }
+        }
+    }
+
+    async fn until_retire(
+        &self,
+        stream: &mut Stream,
+        visit: Visit,
+        answered: oneshot::Receiver<Answer>,
+    ) -> Result<Next> {
+        let answer = tokio::select! {
+            answer = answered => answer.unwrap_or_else(|_| Answer::Refused {
+                reason: "this hapilot is ending".to_owned(),
+                by: None,
+            }),
+            early = line(stream) => {
+                ensure!(early?.is_none(), "{visit:?} spoke before it was answered");
+                return Ok(Next::Left);
+            }
+        };
+        say(stream, &answer).await?;
+        match line(stream).await? {
+            None => Ok(Next::Left),
+            Some(next) => match understood(&next)? {
+                Request::Retire if matches!(answer, Answer::Reserved { .. }) => Ok(Next::Retire),
+                other => bail!("{other:?} came after {answer:?}"),
+            },
+        }
+    }
+
+    async fn retire(&self, mut stream: Stream, visit: Visit) -> Result<()> {
+        let (answers, mut answered) = mpsc::unbounded_channel();
+        self.knock(Knock::Retire { visit, answers })?;
+        while let Some(answer) = answered.recv().await {
+            say(&mut stream, &answer).await?;
+        }
+        Ok(())
+    }
+
+    /// For a successor that carries over what it knows.
+    async fn lead_to_haproxy(&self, visitor: &mut Stream) -> Result<()> {
+        let path = &self.runtime_socket;
+        let connected = UnixStream::connect(path).await;
+        let mut haproxy = connected.with_context(|| format!("connect to {}", path.display()))?;
+        tokio::io::copy_bidirectional(visitor, &mut haproxy).await.context("talk to HAProxy")?;
+        Ok(())
+    }
+
+    fn knock(&self, knock: Knock) -> Result<()> {
+        self.knocks.send(knock).ok().context("hapilot is ending")
+    }
+}
+
+enum Next {
+    Retire,
+    Left,
+}
+
+/// `None` at the end of the connection.
+pub(super) async fn line(stream: &mut Stream) -> io::Result<Option<String>> {
+    let mut line = String::new();
+    let limit = u64::try_from(LONGEST_LINE).unwrap_or(u64::MAX);
+    let read = stream.take(limit).read_line(&mut line).await?;
+    Ok((read > 0).then_some(line))
+}
+
+fn understood(line: &str) -> Result<Request> {
+    serde_json::from_str(line).with_context(|| format!("understand {:?}", line.trim_end()))
+}
+
+async fn say(stream: &mut Stream, answer: &Answer) -> Result<()> {
+    let mut line = serde_json::to_vec(answer).context("write an answer")?;
+    line.push(b'\n');
+    tokio::time::timeout(PATIENCE, stream.get_mut().write_all(&line))
+        .await
+        .context("the peer does not read its answer")?
+        .context("send an answer")
+}

@@ -1,0 +1,173 @@
+//! Acts: another hapilot, at whose door we knock.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use tokio::io::{AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+
+use super::door::line;
+use super::protocol::{Answer, Caller, Hello, Request};
+use crate::fault::{self, Point};
+use crate::host::instance::Instance;
+use crate::host::lease;
+use crate::listeners::fetch::{self, Listener};
+
+/// One that starts sets its host up without a pause to answer us.
+const HELLO_LIMIT: Duration = Duration::from_secs(5);
+/// It may be starting or reloading, and its HAProxy may take as long as ours may.
+const RESERVE_LIMIT: Duration = Duration::from_mins(6);
+/// It has to take its interception away first.
+const RETIRE_LIMIT: Duration = Duration::from_secs(10);
+
+/// One that lives here, and has said so.
+#[derive(Debug)]
+pub struct Hapilot {
+    pub hello: Hello,
+    instance: Instance,
+    /// As we see it; `None` where it is in a PID namespace that we do not see.
+    pub pid: Option<i32>,
+    stream: BufReader<UnixStream>,
+}
+
+/// What came of asking it to hold still.
+#[derive(Debug)]
+pub enum Reserved {
+    Yes {
+        paused: bool,
+    },
+    /// Another successor came first, or it is on its way out.
+    No {
+        reason: String,
+        by: Option<String>,
+    },
+    /// It ended meanwhile.
+    Gone,
+}
+
+/// What came of telling it that we serve.
+#[derive(Debug)]
+pub enum Retired {
+    /// How many sessions it has to finish, if it knows.
+    Drains { sessions: Option<u64> },
+    /// It had ended before.
+    Gone,
+}
+
+impl Hapilot {
+    pub async fn meet(instance: Instance, caller: &Caller) -> Result<Self> {
+        tokio::time::timeout(HELLO_LIMIT, Self::greet(instance, caller))
+            .await
+            .unwrap_or_else(|_| {
+                bail!("no answer within {}", humantime::format_duration(HELLO_LIMIT))
+            })
+            .with_context(|| format!("say hello to hapilot {instance}"))
+    }
+
+    async fn greet(instance: Instance, caller: &Caller) -> Result<Self> {
+        fault::within(Point::Meet).await?;
+        let stream = lease::knock(instance)?;
+        let peer = stream.peer_cred().context("ask who it is")?;
+        let own = rustix::process::geteuid().as_raw();
+        let (user, pid) = (peer.uid(), peer.pid().filter(|pid| *pid > 0));
+        ensure!(user == own, "user {user} runs it, and we are user {own}");
+        let mut stream = BufReader::new(stream);
+        say(&mut stream, &Request::Hello(caller.clone())).await?;
+        match hear(&mut stream).await? {
+            Some(Answer::Hello(hello)) => Ok(Self { hello, instance, pid, stream }),
+            Some(Answer::Refused { reason, .. }) => bail!(reason),
+            Some(other) => bail!("it answered {other:?}"),
+            None => bail!("it hung up"),
+        }
+    }
+
+    #[must_use]
+    pub fn name(&self) -> String {
+        let Hello { version, haproxy_version, .. } = &self.hello;
+        format!("hapilot {} (hapilot {version}, HAProxy {haproxy_version})", self.instance)
+    }
+
+    /// Waits until it has nothing under way.
+    pub async fn reserve(&mut self) -> Result<Reserved> {
+        if say(&mut self.stream, &Request::Reserve).await.is_err() {
+            return Ok(Reserved::Gone);
+        }
+        let answer = tokio::time::timeout(RESERVE_LIMIT, hear_at(Point::Reserve, &mut self.stream));
+        match answer.await.context("wait until it holds still")?? {
+            Some(Answer::Reserved { paused }) => Ok(Reserved::Yes { paused }),
+            Some(Answer::Refused { reason, by }) => Ok(Reserved::No { reason, by }),
+            Some(other) => bail!("it answered {other:?}"),
+            None => Ok(Reserved::Gone),
+        }
+    }
+
+    /// Its door leads there too. `None` while its HAProxy is dead.
+    #[must_use]
+    pub fn runtime_socket(&self) -> Option<PathBuf> {
+        let alive = ["starting", "serving", "reloading", "taking-over"];
+        let name = format!("@{}", self.instance.lease_name());
+        alive.contains(&self.hello.state.as_str()).then(|| name.into())
+    }
+
+    /// Duplicates of what it listens on.
+    pub async fn listeners(&self) -> Result<Vec<Listener>> {
+        let limit = HELLO_LIMIT;
+        let fetch = async {
+            fault::within(Point::Borrow).await?;
+            fetch::from(lease::knock(self.instance)?).await
+        };
+        tokio::time::timeout(limit, fetch)
+            .await
+            .unwrap_or_else(|_| bail!("no answer within {}", humantime::format_duration(limit)))
+            .with_context(|| format!("ask hapilot {} for its listeners", self.instance))
+    }
+
+    /// We serve. An error where it did not hear us, or said no.
+    pub async fn retire(&mut self) -> Result<Retired> {
+        if say(&mut self.stream, &Request::Retire).await.is_err() {
+            return Ok(Retired::Gone);
+        }
+        let answer = tokio::time::timeout(RETIRE_LIMIT, hear_at(Point::Retire, &mut self.stream));
+        match answer.await.context("wait until it lets go")?? {
+            Some(Answer::Draining { sessions }) => Ok(Retired::Drains { sessions }),
+            Some(Answer::Refused { reason, .. }) => bail!(reason),
+            Some(other) => bail!("it answered {other:?}"),
+            None => Ok(Retired::Gone),
+        }
+    }
+
+    /// Until it is gone; `None` where it did not say with which status.
+    pub async fn ended(&mut self, mut drains: impl FnMut(Option<u64>)) -> Option<u8> {
+        let mut ended = None;
+        while let Ok(Some(answer)) = hear(&mut self.stream).await {
+            match answer {
+                Answer::Draining { sessions } => drains(sessions),
+                Answer::Ended { status } => ended = Some(status),
+                _ => {}
+            }
+        }
+        ended
+    }
+}
+
+async fn say(stream: &mut BufReader<UnixStream>, request: &Request) -> Result<()> {
+    let mut line = serde_json::to_vec(request).context("write a request")?;
+    line.push(b'\n');
+    stream.get_mut().write_all(&line).await.context("send a request")
+}
+
+async fn hear_at(point: Point, stream: &mut BufReader<UnixStream>) -> Result<Option<Answer>> {
+    fault::within(point).await?;
+    hear(stream).await
+}
+
+/// `None` at the end of the connection, however it came.
+async fn hear(stream: &mut BufReader<UnixStream>) -> Result<Option<Answer>> {
+    match line(stream).await {
+        Ok(Some(text)) => {
+            serde_json::from_str(&text).with_context(|| format!("understand {:?}", text.trim_end()))
+        }
+        Ok(None) | Err(_) => Ok(None),
+    }
+}

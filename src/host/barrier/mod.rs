@@ -1,0 +1,168 @@
+//! What a guard puts in the way of SYNs for a moment: rules in a chain of iptables (`chain`) or in
+//! our table of nftables (`table`).
+//!
+//! Rules are opened first and removed a little later: what was held must not meet them again, and
+//! what they counted is still to be read.
+
+mod chain;
+mod table;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use tracing::warn;
+
+use self::chain::InChain;
+use self::table::InTable;
+use super::backend::Backend;
+use super::debts::Debts;
+use super::instance::Instance;
+use super::nftables::Nftables;
+use super::record::Migration;
+use super::step::{Family, Undo};
+use crate::fault::{self, Point};
+use crate::process::aside::aside;
+
+/// Where a guard may put its rules.
+#[derive(Clone, Debug)]
+pub struct Site {
+    pub instance: Instance,
+    /// `None`: no firewall works here.
+    pub backend: Option<Backend>,
+    pub families: Vec<Family>,
+    /// The owner of our table, should there be one.
+    pub nftables: Nftables,
+    /// What is there now, or could not be removed.
+    pub debts: Debts,
+    /// How long a program may take, unless it hangs.
+    pub limit: Duration,
+}
+
+/// What becomes of a SYN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    Dropped,
+    /// It waits in this NFQUEUE; where nobody reads that one, it passes.
+    Held {
+        queue: u16,
+    },
+}
+
+/// Rules in force. Dropped, they stay, as debts of the site.
+#[derive(Debug)]
+pub struct Barrier {
+    means: Means,
+    up: bool,
+    debts: Debts,
+}
+
+#[derive(Debug)]
+enum Means {
+    Chain(InChain),
+    Table(InTable),
+}
+
+impl Barrier {
+    /// SYNs to these ports meet their fate from now on, and no longer than `expiry` even if nobody
+    /// takes the rules away (iptables: a second more, and only those that are dropped).
+    pub async fn raise(
+        site: &Site,
+        ports: &BTreeSet<u16>,
+        fate: Fate,
+        expiry: Duration,
+    ) -> Result<Self> {
+        fault::at(Point::RaiseBarrier)?;
+        match site.backend {
+            Some(Backend::Iptables(program)) => {
+                Self::make(site, InChain::new(site, program, ports, fate, expiry)).await
+            }
+            Some(Backend::Nftables) => {
+                Ok(Self::of(site, Means::Table(InTable::raise(site, ports, fate, expiry)?)))
+            }
+            None => bail!("no firewall works here"),
+        }
+    }
+
+    /// Only for the sweep to find; no packet comes here.
+    pub async fn note(site: &Site, migration: Migration) -> Result<Self> {
+        fault::at(Point::RaiseBarrier)?;
+        match site.backend {
+            Some(Backend::Iptables(program)) => {
+                Self::make(site, InChain::note(site, program, migration)).await
+            }
+            Some(Backend::Nftables) => {
+                Ok(Self::of(site, Means::Table(InTable::note(site, migration)?)))
+            }
+            None => bail!("no firewall works here"),
+        }
+    }
+
+    fn of(site: &Site, means: Means) -> Self {
+        Self { means, up: true, debts: site.debts.clone() }
+    }
+
+    async fn make(site: &Site, chain: InChain) -> Result<Self> {
+        let mut barrier = Self::of(site, Means::Chain(chain.clone()));
+        barrier.debts.owe(&barrier.undos());
+        match aside(move || chain.make()).await.flatten() {
+            Ok(()) => Ok(barrier),
+            Err(error) => {
+                if let Err(more) = barrier.lower().await {
+                    warn!("{more:#}");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// SYNs that were dropped.
+    pub async fn dropped(&self) -> Result<u64> {
+        match &self.means {
+            Means::Chain(chain) => {
+                let chain = chain.clone();
+                aside(move || chain.dropped()).await?
+            }
+            Means::Table(table) => table.dropped(),
+        }
+    }
+
+    /// From here on no packet is stopped.
+    pub async fn open(&mut self) -> Result<()> {
+        let opened = match (fault::at(Point::OpenBarrier), &self.means) {
+            (Err(error), _) => Err(error.into()),
+            (Ok(()), Means::Chain(chain)) => {
+                let chain = chain.clone();
+                aside(move || chain.open()).await.flatten()
+            }
+            (Ok(()), Means::Table(table)) => table.open(),
+        };
+        if opened.is_ok() { Ok(()) } else { self.lower().await }
+    }
+
+    /// Afterwards nothing of it is there. Goes on past failures, after which it may be tried again.
+    /// Twice is not an error.
+    pub async fn lower(&mut self) -> Result<()> {
+        if !self.up {
+            return Ok(());
+        }
+        fault::at(Point::LowerBarrier)?;
+        match &self.means {
+            Means::Chain(chain) => {
+                let chain = chain.clone();
+                aside(move || chain.lower()).await.flatten()?;
+            }
+            Means::Table(table) => table.lower()?,
+        }
+        self.up = false;
+        self.debts.paid(&self.undos());
+        Ok(())
+    }
+
+    fn undos(&self) -> Vec<Undo> {
+        match &self.means {
+            Means::Chain(chain) => chain.undos(),
+            Means::Table(table) => table.undos(),
+        }
+    }
+}

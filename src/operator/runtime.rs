@@ -1,0 +1,58 @@
+//! Acts: `hapilot runtime`: a command of HAProxy's own runtime API, for whoever serves or for all.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::ask::{ask, ask_within, door};
+use crate::control::protocol::{GenerationStatus, Status};
+use crate::host::preflight::RUN_DIRECTORY;
+
+/// One that does not serve may be stuck, and one that drains answers only if it was asked before.
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// What is to be printed, and whether HAProxy refused.
+#[derive(Debug)]
+pub struct Told {
+    pub text: String,
+    pub refused: bool,
+}
+
+pub fn serving(command: &str) -> Result<Told> {
+    let answer = ask(&door(), command)?;
+    Ok(Told { text: answer.text, refused: answer.refused })
+}
+
+/// Every generation that is alive, under a heading each.
+#[must_use]
+pub fn all(command: &str, status: &Status) -> Told {
+    let mut told = Told { text: String::new(), refused: false };
+    for generation in &status.generations {
+        let (text, refused) = one(command, generation);
+        // Cannot fail on a string.
+        let _ = writeln!(told.text, "{}{}", heading(generation), text.trim_end());
+        told.refused |= refused;
+    }
+    told.text.truncate(told.text.trim_end().len());
+    told
+}
+
+fn heading(generation: &GenerationStatus) -> String {
+    let pid = generation.pid.map(|pid| format!(", pid {pid}")).unwrap_or_default();
+    format!("# generation {}, {}{pid}\n", generation.id, generation.state)
+}
+
+fn one(command: &str, generation: &GenerationStatus) -> (String, bool) {
+    let socket = Path::new(RUN_DIRECTORY).join(format!("generation-{}.sock", generation.id));
+    match ask_within(&socket, command, LIMIT) {
+        Ok(answer) => (answer.text, answer.refused),
+        Err(_) if generation.state == "draining" => (
+            "(a HAProxy that drains answers no more; hapilot sessions shows what it still has)"
+                .to_owned(),
+            false,
+        ),
+        Err(error) => (format!("(no answer: {error:#})"), true),
+    }
+}

@@ -1,0 +1,223 @@
+//! Acts: our side when we relieve others.
+
+use std::path::Path;
+
+use tokio::task::JoinHandle;
+use tracing::{error, info, warn};
+
+use super::generations::Running;
+use super::lifecycle::{Birth, Event, StateName};
+use super::room::Room;
+use super::run::{Message, Supervisor, UNAVAILABLE};
+use crate::handover::reload::{HandedOver, carry};
+use crate::handover::takeover::find::{Asker, Found, Hindered, find};
+use crate::handover::takeover::marks;
+use crate::handover::takeover::predecessor::{Predecessor, Told};
+use crate::handover::takeover::protocol::{Hello, lineage};
+use crate::handover::takeover::receipt::{Relieved, Takeover};
+use crate::handover::takeover::separate::Separate;
+use crate::haproxy::generation::GenerationId;
+use crate::host::preflight::RUN_DIRECTORY;
+use crate::listeners::compare::Seen;
+use crate::listeners::fetch::listeners;
+use crate::settings::Predecessors;
+
+/// Whom we relieve, from the search to their end.
+#[derive(Debug)]
+pub struct TakingOver {
+    pub wanted: Predecessors,
+    pub asker: Asker,
+    finding: Option<JoinHandle<()>>,
+    pub(super) predecessors: Vec<Predecessor>,
+    /// What they listen on and did not hand over.
+    pub(super) separate: Separate,
+    /// Until ours listens there.
+    pub(super) room: Option<Room>,
+    relieved: Vec<Relieved>,
+    /// Not told to anybody before all have answered.
+    receipt: Option<Takeover>,
+}
+
+impl TakingOver {
+    #[must_use]
+    pub fn new(wanted: Predecessors, asker: Asker) -> Self {
+        Self {
+            wanted,
+            asker,
+            finding: None,
+            predecessors: Vec::new(),
+            separate: Separate::default(),
+            room: None,
+            relieved: Vec::new(),
+            receipt: None,
+        }
+    }
+
+    #[must_use]
+    pub fn birth(&self) -> Birth {
+        if self.wanted == Predecessors::None { Birth::Alone } else { Birth::Successor }
+    }
+}
+
+impl Supervisor {
+    pub(super) fn find_predecessors(&mut self) {
+        let (wanted, asker) = (self.taking_over.wanted.clone(), self.taking_over.asker.clone());
+        let messages = self.messages.clone();
+        self.taking_over.finding = Some(tokio::task::spawn_local(async move {
+            let found = find(&wanted, &asker).await;
+            let _ = messages.send(Message::Found(found));
+        }));
+    }
+
+    pub(super) async fn found(&mut self, found: Result<Found, Hindered>) -> Option<u8> {
+        match found {
+            Ok(Found { predecessors, listeners, left_alone }) => {
+                let birth = match predecessors.as_slice() {
+                    [] => Birth::Alone,
+                    _ => Birth::Successor,
+                };
+                match (birth, left_alone) {
+                    (Birth::Successor, _) => {}
+                    (Birth::Alone, 0) => info!("nobody is there to be relieved"),
+                    (Birth::Alone, _) => warn!(
+                        "nobody is relieved: this one starts alone, beside whoever serves here; each \
+                         that is left alone is told of above"
+                    ),
+                }
+                for predecessor in &predecessors {
+                    self.taking_over.separate.add(predecessor.separate());
+                }
+                self.taking_over.predecessors = predecessors;
+                self.keeper.hold(listeners);
+                self.event(Event::Found(birth)).await
+            }
+            Err(Hindered(reason)) => {
+                error!("{reason}");
+                self.event(Event::HostFailed { status: UNAVAILABLE }).await
+            }
+        }
+    }
+
+    /// What the predecessors listen on, as far as it stands where ours do.
+    pub(super) fn theirs(&self, ours: &[Seen]) -> Vec<Seen> {
+        let separate = self.taking_over.separate.beside(ours);
+        self.keeper.seen().into_iter().chain(separate).collect()
+    }
+
+    pub(super) fn compare_with_predecessors(&mut self, id: GenerationId) {
+        let (messages, kept) = (self.messages.clone(), self.keeper.seen());
+        let separate = self.taking_over.separate.clone();
+        let Some(running) = self.generations.get_mut(&id) else { return };
+        let socket = running.runtime_socket.clone();
+        let predecessors = self.taking_over.predecessors.iter();
+        let olds: Vec<_> = predecessors.filter_map(Predecessor::runtime_socket).collect();
+        running.tasks.push(tokio::task::spawn_local(async move {
+            let mut handed = HandedOver::default();
+            handed.compare(listeners(&socket).await, |seen| [kept, separate.beside(seen)].concat());
+            for old in olds {
+                handed.add(carry(&old, &socket).await);
+            }
+            let _ = messages.send(Message::HandedOver(id, handed));
+        }));
+    }
+
+    pub(super) fn relieve(&mut self) {
+        let predecessors = std::mem::take(&mut self.taking_over.predecessors);
+        // From here on what they listen on is no concern of a reload.
+        self.taking_over.separate = Separate::default();
+        // Before the first of them can end and be started again.
+        let hellos: Vec<Hello> =
+            predecessors.iter().filter_map(Predecessor::hello).cloned().collect();
+        let lineage = lineage(&hellos, &self.facts.borrow().lineage);
+        if let Err(error) = marks::write_lineage(Path::new(RUN_DIRECTORY), &lineage) {
+            warn!("{error:#}; started again, this one will not know whom it relieved");
+        }
+        self.facts.borrow_mut().lineage = lineage;
+        for (at, mut predecessor) in predecessors.into_iter().enumerate() {
+            let relieved =
+                Relieved::new(predecessor.name(), predecessor.rung(), predecessor.notes());
+            info!(predecessor = relieved.name, "told to let go");
+            self.taking_over.relieved.push(relieved);
+            predecessor.count_sessions();
+            let messages = self.messages.clone();
+            tokio::task::spawn_local(async move {
+                predecessor.relieve(|told| drop(messages.send(Message::Told(at, told)))).await;
+            });
+        }
+    }
+
+    pub(super) fn spare(&mut self) {
+        if let Some(finding) = self.taking_over.finding.take() {
+            finding.abort();
+        }
+        for predecessor in self.taking_over.predecessors.drain(..) {
+            warn!(predecessor = predecessor.name(), "not relieved; it goes on as before");
+            predecessor.spare();
+        }
+    }
+
+    pub(super) fn told(&mut self, at: usize, told: &Told) {
+        let Some(relieved) = self.taking_over.relieved.get_mut(at) else { return };
+        relieved.note(told);
+        let predecessor = relieved.name.clone();
+        match told {
+            Told::Draining { sessions } => info!(predecessor, sessions, "it drains"),
+            Told::Deaf { reason } => error!(
+                "{predecessor} was not relieved and may serve on beside this one, stop it: {reason}"
+            ),
+            // Of a HAProxy without hapilot only its own parent learns the status.
+            Told::Gone { status: None | Some(0) } => info!(predecessor, "it is gone"),
+            Told::Gone { status } => {
+                warn!(predecessor, status, "it is gone, and did not end as it should: see its log");
+            }
+            Told::Died => {
+                let doubt = format!("{predecessor} died, and what it had accepted with it");
+                warn!("{doubt}: see why it was killed");
+                if let Some(takeover) = &mut self.taking_over.receipt {
+                    takeover.receipt.doubts.push(doubt);
+                } else if let Some(takeover) = &mut self.last_takeover {
+                    takeover.receipt.doubts.push(doubt);
+                }
+            }
+        }
+        self.complete_takeover();
+    }
+
+    pub(super) fn taken_over(&mut self, id: GenerationId) {
+        let receipt = self.taken_receipt(id);
+        self.taking_over.receipt = Some(Takeover { receipt, predecessors: Vec::new() });
+        self.complete_takeover();
+    }
+
+    fn complete_takeover(&mut self) {
+        let all = &self.taking_over.relieved;
+        if all.iter().all(Relieved::has_answered)
+            && let Some(takeover) = self.taking_over.receipt.take()
+        {
+            let takeover = Takeover { predecessors: all.clone(), ..takeover };
+            for warning in &takeover.receipt.warnings {
+                warn!("{warning}");
+            }
+            info!("take-over {takeover}");
+            self.last_takeover = Some(takeover);
+        } else if let Some(takeover) = &mut self.last_takeover {
+            takeover.predecessors.clone_from(all);
+        }
+    }
+
+    /// Whether those before a generation are predecessors and not a generation of ours.
+    pub(super) fn is_taking_over(&self) -> bool {
+        self.lifecycle.state() == StateName::TakingOver
+    }
+
+    /// One follows another, and a receipt will say how.
+    pub(super) fn is_exchanging(&self) -> bool {
+        matches!(self.lifecycle.state(), StateName::Reloading | StateName::TakingOver)
+    }
+
+    /// The process of the generation that serves before this one.
+    pub(super) fn outgoing_pid(&self, id: GenerationId) -> Option<i32> {
+        let from = self.lifecycle.serving().filter(|from| *from != id);
+        from.and_then(|from| self.generations.get(&from)).and_then(Running::pid)
+    }
+}

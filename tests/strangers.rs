@@ -1,0 +1,270 @@
+//! Promise: whoever talks to hapilot's sockets and is no hapilot and no HAProxy disturbs nobody.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so by panicking")]
+
+use crate::lab;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lab::haproxy_cfg::proxy;
+use lab::versions::{end, web};
+use lab::{HalfOpen, HostState, Instance, Lab, Load, SHORT, get};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::Signal;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+use rustix::thread::UnshareFlags;
+
+const SOCKETS: [&str; 2] = ["keeper.sock", "control.sock"];
+
+fn start() -> (Lab, Instance, HostState) {
+    Lab::serving(&proxy(":80", "v1"), &[])
+}
+
+/// Connections that say this and then nothing more, and stay.
+fn strangers(path: &Path, words: &str, count: usize) -> Vec<UnixStream> {
+    let stranger = |_| {
+        let mut stream = UnixStream::connect(path).unwrap();
+        // It may have been shown out already.
+        let _ = stream.write_all(words.as_bytes());
+        stream
+    };
+    (0..count).map(stranger).collect()
+}
+
+/// Taken, with the listeners from the keeper and not a word of warning.
+fn assert_reloads_as_ever(hapilot: &mut Instance) {
+    let old = hapilot.current();
+    let begun = Instant::now();
+    hapilot.reload();
+    assert!(begun.elapsed() < SHORT, "{:?}", begun.elapsed());
+    hapilot.await_successor(&old);
+    let receipt = hapilot.status()["last_reload"].clone();
+    assert_eq!(receipt["strategy"], "shared", "{receipt}");
+    assert_eq!(receipt["warnings"], serde_json::json!([]), "{receipt}");
+    assert_eq!(receipt["listeners"]["not_shared"], serde_json::json!([]), "{receipt}");
+}
+
+#[test]
+fn garbage_half_a_line_and_silence_disturb_no_reload() {
+    let (lab, mut hapilot, before) = start();
+    let load = Load::start(&lab.client, &web());
+    for words in ["", "\0\0\0\0", "_getsoc", "{\"command\":", "GET / HTTP/1.1\r\n\r\n", "\n"] {
+        let paths = SOCKETS.map(|name| hapilot.run_directory().join(name));
+        let _they = paths.map(|path| strangers(&path, words, 3));
+        let half_open = HalfOpen::connect(&lab.client, 80, 5);
+        assert_reloads_as_ever(&mut hapilot);
+        for outcome in half_open.finish() {
+            assert_eq!(outcome.body(), "10.2.0.1");
+        }
+    }
+    let tally = load.finish();
+    assert_eq!(tally.failed, [], "{} were answered", tally.answered);
+    end(&lab, hapilot, &before);
+}
+
+#[test]
+fn ten_thousand_connections_disturb_no_reload_and_take_few_descriptors() {
+    const MANY: usize = 10_000;
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+    let (lab, mut hapilot, before) = start();
+    let most_at_once = usize::try_from(most / 2).unwrap_or(MANY);
+    let at_rest = lab::process::descriptors(hapilot.pid());
+    for name in SOCKETS {
+        let path: PathBuf = hapilot.run_directory().join(name);
+        let (over, flooded) = (Arc::new(AtomicBool::new(false)), path.clone());
+        let go_on = Arc::clone(&over);
+        let flood = thread::spawn(move || {
+            // They stay as long as the test has descriptors for them.
+            let (mut they, mut count) = (Vec::new(), 0);
+            while count < MANY || !go_on.load(Ordering::SeqCst) {
+                if they.len() >= most_at_once {
+                    they.drain(..10);
+                }
+                they.extend(strangers(&flooded, "", 10));
+                count += 10;
+            }
+            they
+        });
+        assert_reloads_as_ever(&mut hapilot);
+        over.store(true, Ordering::SeqCst);
+        let they = flood.join().unwrap();
+        assert!(!they.is_empty());
+        let taken = lab::process::descriptors(hapilot.pid()) - at_rest;
+        assert!(taken < 250, "{name}: {taken} descriptors");
+        assert_reloads_as_ever(&mut hapilot);
+        assert_eq!(get(&lab.client, &web(), "/").body(), "10.2.0.1");
+    }
+    end(&lab, hapilot, &before);
+}
+
+/// What another user reads from that socket, were it open to all.
+fn as_nobody(directory: &Path, name: &'static str, words: &'static str) -> String {
+    let directory = directory.to_owned();
+    let nobody = move || {
+        // a working directory of its own: the way to it is root's only
+        lab::namespace::unshare(UnshareFlags::FS);
+        std::env::set_current_dir(&directory).unwrap();
+        rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(65534)).unwrap();
+        let mut stream = UnixStream::connect(name).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        let _ = stream.write_all(words.as_bytes());
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    thread::spawn(nobody).join().unwrap()
+}
+
+#[test]
+fn another_user_gets_nothing_even_if_the_sockets_are_open_to_all() {
+    let (lab, mut hapilot, before) = start();
+    let run = hapilot.run_directory();
+    assert_eq!(fs::metadata(&run).unwrap().permissions().mode() & 0o777, 0o700);
+    fs::set_permissions(&run, fs::Permissions::from_mode(0o755)).unwrap();
+    for name in SOCKETS {
+        fs::set_permissions(run.join(name), fs::Permissions::from_mode(0o666)).unwrap();
+    }
+    assert_eq!(as_nobody(&run, "keeper.sock", "_getsocks\n"), "");
+    let answer = as_nobody(&run, "control.sock", "{\"command\":\"stop\"}\n");
+    assert!(answer.contains("not user 65534"), "{answer}");
+    assert_reloads_as_ever(&mut hapilot);
+    assert_eq!(get(&lab.client, &web(), "/").body(), "10.2.0.1");
+    end(&lab, hapilot, &before);
+}
+
+/// What somebody may do with a name that hapilots take.
+#[derive(Clone, Copy, Debug)]
+enum Squat {
+    NotListening,
+    Full,
+    HangingUp,
+    Silent,
+}
+
+impl Squat {
+    /// Anybody can: the name is in no directory that could be closed to him.
+    fn as_nobody(self, lab: &Lab, name: &str) -> Squatter {
+        let name = name.to_owned();
+        let (over, go_on) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(true)));
+        let (taken, stay) = (Arc::clone(&over), Arc::clone(&go_on));
+        let thread = lab.balancer.namespace.spawn(move || {
+            rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(65534)).unwrap();
+            let address = SocketAddrUnix::new_abstract_name(name.as_bytes()).unwrap();
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let new = || socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+            let (socket, mut guests) = (new(), Vec::new());
+            rustix::net::bind(&socket, &address).unwrap();
+            match self {
+                Self::NotListening => {}
+                Self::Full => {
+                    rustix::net::listen(&socket, 0).unwrap();
+                    guests.push(new());
+                    while rustix::net::connect(guests.last().unwrap(), &address).is_ok() {
+                        guests.push(new());
+                    }
+                }
+                Self::HangingUp | Self::Silent => rustix::net::listen(&socket, 100).unwrap(),
+            }
+            taken.store(true, Ordering::SeqCst);
+            while stay.load(Ordering::SeqCst) {
+                if matches!(self, Self::HangingUp) {
+                    let _ = rustix::net::accept(&socket);
+                }
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+        lab::until(SHORT, "the name is taken", || over.load(Ordering::SeqCst).then_some(()));
+        Squatter { go_on, thread: Some(thread) }
+    }
+}
+
+struct Squatter {
+    go_on: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Drop for Squatter {
+    fn drop(&mut self) {
+        self.go_on.store(false, Ordering::SeqCst);
+        let _ = self.thread.take().map(thread::JoinHandle::join);
+    }
+}
+
+#[test]
+fn nobody_else_can_keep_a_hapilot_from_starting_or_stopping() {
+    for squat in [Squat::NotListening, Squat::Full, Squat::HangingUp, Squat::Silent] {
+        let lab = Lab::new();
+        let before = lab.balancer.state();
+        let squatter = squat.as_nobody(&lab, "hapilot-setup");
+        let config = lab.balancer.write("haproxy.cfg", &proxy(":80", "v1"));
+        let begun = Instant::now();
+        let mut hapilot = lab.balancer.container("hapilot").config(&config).start().serving();
+        assert!(begun.elapsed() < SHORT, "{squat:?}: {:?}", begun.elapsed());
+        let who = match squat {
+            Squat::NotListening | Squat::Full => "a process that lets nobody connect",
+            Squat::HangingUp | Squat::Silent => "of user 65534",
+        };
+        let told = hapilot.log.await_line("holds @hapilot-setup");
+        assert!(told.contains(who), "{squat:?}: {told}");
+        assert_eq!(get(&lab.client, &web(), "/").body(), "10.2.0.1");
+        hapilot.stop();
+        drop(squatter);
+        lab.balancer.state().assert_same_as(&before);
+        assert!(begun.elapsed() < 2 * SHORT, "{squat:?}: {:?}", begun.elapsed());
+    }
+}
+
+/// Killed, and from then on somebody else has the name by which it was known to live.
+fn kill_and_squat(squat: Squat) -> (Lab, HostState, String, Squatter) {
+    let (lab, mut hapilot, before) = start();
+    let name = format!("hapilot/{}", hapilot.status()["instance"].as_str().unwrap());
+    hapilot.signal(Signal::SIGKILL);
+    hapilot.wait(SHORT);
+    drop(hapilot);
+    let squatter = squat.as_nobody(&lab, &name);
+    (lab, before, name, squatter)
+}
+
+#[test]
+fn who_takes_the_name_of_a_dead_one_is_named_and_keeps_nothing_of_it_on_the_host() {
+    for (squat, who) in [
+        (Squat::NotListening, "a process that lets nobody connect"),
+        (Squat::HangingUp, "of user 65534"),
+        (Squat::Silent, "of user 65534"),
+    ] {
+        let (lab, before, name, squatter) = kill_and_squat(squat);
+        let told = format!("has the name @{name}, of a dead hapilot");
+        let begun = Instant::now();
+        let dry = lab.balancer.container("dry").args(&["sweep", "--dry-run"]).finish();
+        dry.assert_code(0).assert_says(&["HAPILOT-"]);
+        let config = lab.balancer.path("haproxy.cfg");
+        let mut next = lab.balancer.container("next").config(&config).start().serving();
+        assert!(begun.elapsed() < SHORT, "{squat:?}: {:?}", begun.elapsed());
+        let line = next.log.await_line(&told);
+        assert!(line.contains(who), "{squat:?}: {line}");
+        assert_eq!(next.log.count("removed what a dead instance had left"), 1);
+        next.stop();
+        drop(squatter);
+        lab.balancer.state().assert_same_as(&before);
+    }
+}
+
+/// It could be a living one's, filled by somebody else.
+#[test]
+fn a_name_with_a_full_queue_is_taken_for_a_living_ones_and_named() {
+    let (lab, before, name, squatter) = kill_and_squat(Squat::Full);
+    let sweep = || lab.balancer.container("sweep").args(&["sweep"]).finish();
+    sweep().assert_code(0).assert_says(&[&format!("@{name}"), "taken for a hapilot that lives"]);
+    assert!(!lab.balancer.state().difference(&before).is_empty());
+    drop(squatter);
+    sweep().assert_code(0);
+    lab.balancer.state().assert_same_as(&before);
+}

@@ -1,0 +1,184 @@
+//! Promise: an iptables that hangs while a guard goes up or down keeps hapilot from nothing, and what
+//! it leaves is named.
+//!
+//! Fakes stand before the real programs in `PATH`. Told so, one hangs before it has done its work, or
+//! after it.
+
+#![allow(clippy::panic, reason = "a test says so by panicking")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
+
+use hapilot::control::client::Client;
+use hapilot::control::protocol::{Answer, Request, SOCKET};
+use nix::sys::signal::Signal;
+
+use crate::lab::haproxy_cfg::DEFAULTS;
+use crate::lab::process::name;
+use crate::lab::{Host, HostState, Instance, LONG, SHORT, until};
+
+const PROGRAMS: [&str; 4] =
+    ["iptables-nft", "ip6tables-nft", "iptables-nft-restore", "ip6tables-nft-restore"];
+/// What puts a guard in the way, and what takes it away.
+const RAISE: &str = "-I PREROUTING 1 .*-GUARD";
+const REMOVE: &str = "-[DFX] .*-GUARD";
+
+struct Scene {
+    instance: Instance,
+    before: HostState,
+    host: Host,
+}
+
+fn config(option: &str) -> String {
+    format!("{DEFAULTS}frontend web\n  bind :8080 {option}\n  http-request return status 200\n")
+}
+
+/// A `PATH` with programs that hang when their arguments or their input are like a pattern in the
+/// file `hang`; like one in `late`, when they have done what they were told.
+fn fakes(host: &Host) -> String {
+    let path = std::env::var("PATH").unwrap();
+    let bin = host.path("bin");
+    fs::create_dir(&bin).unwrap();
+    for program in PROGRAMS {
+        let real = std::env::split_paths(&path).map(|dir| dir.join(program)).find(|p| p.exists());
+        let script = format!(
+            "#!/bin/sh\nd={}\ntext=$(cat)\n\
+             told() {{ [ -s $d/$1 ] && printf '%s\\n%s' \"$*\" \"$text\" | grep -Eqf $d/$1; }}\n\
+             told hang \"$@\" && sleep 987 && exit 1\n\
+             printf '%s\\n' \"$text\" | {} \"$@\" || exit $?\n\
+             told late \"$@\" && sleep 987\nexit 0\n",
+            bin.display(),
+            real.unwrap().display()
+        );
+        let fake = host.write(&format!("bin/{program}"), &script);
+        fs::set_permissions(fake, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    format!("{}:{path}", bin.display())
+}
+
+impl Scene {
+    /// One that serves, with a reload wanted that needs a guard.
+    fn begin(settings: &[(&str, &str)]) -> Self {
+        let host = Host::alone();
+        let before = host.state();
+        let config = host.write("haproxy.cfg", &config(""));
+        let spec = host.container("hapilot").config(&config).env("PATH", &fakes(&host));
+        let spec = spec.env("HAPROXY_RELOAD_GUARD", "drop").env("HAPROXY_FIREWALL", "iptables");
+        let instance = spec.envs(settings).start().serving();
+        Self { instance, before, host }
+    }
+
+    fn tell(&self, file: &str, patterns: &[&str]) {
+        self.host.write(&format!("bin/{file}"), &patterns.join("\n"));
+    }
+
+    fn reload(&self) {
+        self.host.write("haproxy.cfg", &config("interface lo"));
+        self.instance.signal(Signal::SIGHUP);
+    }
+
+    /// Those of its programs that hang now.
+    fn stuck(&self) -> Vec<u32> {
+        let all = self.instance.processes().into_iter();
+        all.filter(|pid| name(*pid).is_some_and(|name| name == "sleep")).collect()
+    }
+
+    fn await_stuck(&self) -> Vec<u32> {
+        until(SHORT, "a program hangs", || Some(self.stuck()).filter(|all| !all.is_empty()))
+    }
+
+    fn stop_within(&mut self, deadline: Duration) -> Option<i32> {
+        let begun = Instant::now();
+        self.instance.signal(Signal::SIGTERM);
+        let status = self.instance.wait(LONG);
+        let took = begun.elapsed();
+        assert!(took <= deadline, "it took {took:?}");
+        self.instance.log.wait_closed();
+        status.code()
+    }
+
+    fn sweep(&self) {
+        for file in ["hang", "late"] {
+            self.tell(file, &[]);
+        }
+        self.host.container("sweep").args(&["sweep"]).finish().assert_code(0);
+        self.host.state().assert_same_as(&self.before);
+    }
+}
+
+const DEADLINE: &str = "3s";
+const IN_TIME: Duration = Duration::from_secs(3);
+
+#[test]
+fn a_stop_while_a_guard_goes_up_leaves_nothing_inside_its_deadline() {
+    for file in ["hang", "late"] {
+        let mut scene = Scene::begin(&[("HAPROXY_STOP_DEADLINE", DEADLINE)]);
+        scene.tell(file, &[RAISE]);
+        scene.reload();
+        scene.await_stuck();
+        assert_eq!(scene.stop_within(IN_TIME), Some(0), "{file}");
+        scene.host.state().assert_same_as(&scene.before);
+    }
+}
+
+#[test]
+fn what_cannot_be_removed_when_a_stop_comes_is_named_inside_its_deadline() {
+    let mut scene = Scene::begin(&[("HAPROXY_STOP_DEADLINE", DEADLINE)]);
+    scene.tell("late", &[RAISE]);
+    scene.tell("hang", &[REMOVE]);
+    scene.reload();
+    scene.await_stuck();
+    assert_eq!(scene.stop_within(IN_TIME), Some(70));
+    assert!(!scene.host.state().difference(&scene.before).is_empty(), "something is left");
+    let text = scene.instance.log.text();
+    let named = text.split("the host is not as it was: could not undo ").nth(1).unwrap();
+    for program in ["iptables-nft", "ip6tables-nft"] {
+        for command in ["-D PREROUTING -p tcp --syn -j HAPILOT-", "-F HAPILOT-"] {
+            let command = format!("{program} -t mangle {command}");
+            assert!(named.contains(&command), "{command}: {text}");
+        }
+    }
+    scene.sweep();
+}
+
+#[test]
+fn a_guard_whose_removal_hangs_is_named_at_the_next_stop() {
+    let mut scene = Scene::begin(&[]);
+    scene.tell("hang", &[REMOVE]);
+    scene.reload();
+    scene.instance.log.await_line("was killed");
+    scene.instance.log.await_line("reload taken");
+    let host = scene.instance.status()["host"].to_string();
+    assert!(host.contains("-GUARD"), "the status lists it: {host}");
+    assert_eq!(scene.stop_within(LONG), Some(70));
+    let text = scene.instance.log.text();
+    let named = text.split("the host is not as it was: could not undo ").nth(1).unwrap();
+    assert!(
+        named.contains("ip6tables-nft -t mangle -D PREROUTING -p tcp --syn -j HAPILOT-"),
+        "{text}"
+    );
+    scene.sweep();
+}
+
+/// The programs that hang are killed after a second: what is answered before did not wait for them.
+#[test]
+fn signals_and_questions_are_answered_while_a_guard_goes_up() {
+    let mut scene = Scene::begin(&[]);
+    scene.tell("hang", &[RAISE]);
+    scene.reload();
+    let stuck = scene.await_stuck();
+    scene.instance.signal(Signal::SIGTTOU);
+    scene.instance.log.await_line("SIGTTOU");
+    let socket = scene.instance.run_directory().join(SOCKET);
+    let answer = Client::connect(&socket).unwrap().ask(Request::Status, Some(SHORT)).unwrap();
+    let still: Vec<_> = scene.stuck().into_iter().filter(|pid| stuck.contains(pid)).collect();
+    assert!(!still.is_empty(), "none hangs any more: this shows nothing");
+    let Answer::Status(status) = answer else { panic!("{answer:?}") };
+    assert_eq!(status.state, "reloading");
+    // Without a guard it goes on, and says so; then it pauses.
+    scene.instance.log.await_line("was killed");
+    scene.instance.log.await_line("paused accepting");
+    scene.instance.stop();
+    scene.host.state().assert_same_as(&scene.before);
+}

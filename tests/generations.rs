@@ -82,7 +82,7 @@ struct Left {
     descriptors: usize,
     processes: usize,
     files: Vec<String>,
-    sockets: String,
+    sockets: Vec<String>,
 }
 
 impl Left {
@@ -98,7 +98,13 @@ impl Left {
         let mut files: Vec<_> =
             std::fs::read_dir(hapilot.run_directory()).unwrap().map(numbered).collect();
         files.sort();
-        let sockets = lab.balancer.namespace.run("ss -Htuln");
+        // not how many wait in its queue just now
+        let socket = |line: &str| {
+            let columns: Vec<_> = line.split_whitespace().collect();
+            let [protocol, state, _, _, address, ..] = columns[..] else { panic!("ss: {line}") };
+            format!("{protocol} {state} {address}")
+        };
+        let sockets = lab.balancer.namespace.run("ss -Htuln").lines().map(socket).collect();
         Self {
             descriptors: lab::process::descriptors(hapilot.pid()),
             processes: hapilot.processes().len(),

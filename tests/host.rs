@@ -5,7 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper that cannot go on fails the test")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::Once;
 use std::time::{Duration, Instant};
@@ -643,6 +643,40 @@ fn where_proc_sys_is_read_only_there_is_a_warning_with_the_mount_and_the_rest_wo
         host.tear_down(soon()).await.unwrap();
         assert_same(&before, &state());
     });
+}
+
+async fn what_a_tear_down_cannot_undo_a_sweep_still_finds(backend: Backend) {
+    let facts = facts_for(backend);
+    let before = state();
+    let (lease, mut host) = set_up(&facts).await;
+    proc_sys_read_only();
+    let error = host.tear_down(soon()).await.unwrap_err();
+    let told: Vec<String> = error.0.iter().map(|failure| failure.undo.to_string()).collect();
+    let sysctls = told.iter().filter(|command| command.starts_with("sysctl -w")).count();
+    assert_eq!(sysctls, 2, "{told:?}");
+    let left: Vec<String> = host.owned().into_iter().map(|owned| owned.undo).collect();
+    assert_eq!(BTreeSet::from_iter(&told), BTreeSet::from_iter(&left), "all that is left is told");
+    let instance = lease.instance();
+    kill(lease, Some(host));
+    run("umount /proc/sys");
+    let swept = sweep::sweep(&facts, None).await.unwrap();
+    assert_eq!((swept.instances, swept.failures.len()), (vec![instance], 0));
+    assert_same(&before, &state());
+}
+
+#[test]
+fn what_a_tear_down_cannot_undo_has_its_record_still() {
+    in_netns(|| what_a_tear_down_cannot_undo_a_sweep_still_finds(NFT));
+}
+
+#[test]
+fn legacy_what_a_tear_down_cannot_undo_has_its_record_still() {
+    in_netns(|| what_a_tear_down_cannot_undo_a_sweep_still_finds(LEGACY));
+}
+
+#[test]
+fn nftables_what_a_tear_down_cannot_undo_has_its_record_still() {
+    in_netns(|| what_a_tear_down_cannot_undo_a_sweep_still_finds(NFTABLES));
 }
 
 #[test]

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 
 use super::step::{Step, Undo};
 
@@ -98,7 +98,7 @@ impl Applied {
         self.undos.sort_by_key(Undo::urgency);
     }
 
-    /// Goes on past failures; what failed stays on the stack.
+    /// Goes on past failures; what failed stays on the stack, and so does the record of it all.
     pub async fn roll_back<K: Kernel>(&mut self, kernel: &mut K) -> Vec<Failure> {
         self.roll_back_to(kernel, 0).await
     }
@@ -109,14 +109,19 @@ impl Applied {
         // Indices instead of pop(): dropped half-way, nothing that is still in force is forgotten.
         while end > floor {
             let group = self.last_group(floor, end);
-            let several = end - group > 1;
+            let several = end - group > 1 && !stays(&self.undos[group], &failures);
             if several && kernel.undo_together(&self.undos[group..end]).await.is_ok() {
                 self.undos.drain(group..end);
                 end = group;
                 continue;
             }
             for at in (group..end).rev() {
-                match kernel.undo(&self.undos[at]).await {
+                let answer = if stays(&self.undos[at], &failures) {
+                    Err(anyhow!("it stays as well, since it tells a sweep of the rest"))
+                } else {
+                    kernel.undo(&self.undos[at]).await
+                };
+                match answer {
                     Ok(()) => drop(self.undos.remove(at)),
                     Err(error) => failures.push(Failure { undo: self.undos[at].clone(), error }),
                 }
@@ -146,6 +151,11 @@ impl Applied {
     }
 }
 
+/// Without its record nobody would look for what is left.
+fn stays(undo: &Undo, failures: &[Failure]) -> bool {
+    undo.goes_with_record() && !failures.is_empty()
+}
+
 fn with_failures(error: &anyhow::Error, failures: &[Failure]) -> anyhow::Error {
     failures.iter().fold(anyhow::anyhow!("{error:#}"), |error, failure| {
         anyhow::anyhow!("{error:#}; and could not undo: {failure}")
@@ -167,6 +177,8 @@ mod tests {
     use crate::host::plan::{Draft, Plan};
     use crate::host::record::{Former, Numbers, Record};
     use crate::host::step::{Family, Program, Stage};
+
+    const IPTABLES: Backend = Backend::Iptables(Program::Nft);
 
     /// Holds what is in force, by the command that removes it. It refuses to take a chain away
     /// that is still jumped to, as the real one does.
@@ -235,12 +247,14 @@ mod tests {
         async fn undo_together(&mut self, undos: &[Undo]) -> Result<()> {
             anyhow::ensure!(self.knows_together);
             self.together += 1;
+            let refused = |undo: &Undo| self.refuses_undo.as_ref() == Some(&undo.to_string());
+            anyhow::ensure!(!undos.iter().any(refused));
             self.held.retain(|held| undos.iter().all(|undo| undo.to_string() != *held));
             Ok(())
         }
     }
 
-    fn plan() -> Plan {
+    fn plan(backend: Backend) -> Plan {
         let port = |number| Port::new(number).unwrap();
         let record = Record {
             instance: Instance::new(1),
@@ -252,7 +266,7 @@ mod tests {
             former: Former { v4: Some(0), v6: Some(0) },
         };
         Plan::new(&Draft {
-            backend: Backend::Iptables(Program::Nft),
+            backend,
             families: &Family::BOTH,
             record,
             intercept: &[Intercept { from: port(80), to: port(8080) }],
@@ -265,7 +279,7 @@ mod tests {
     }
 
     fn all() -> Vec<Step> {
-        plan().steps().cloned().collect()
+        plan(IPTABLES).steps().cloned().collect()
     }
 
     #[test]
@@ -289,7 +303,7 @@ mod tests {
 
     #[test]
     fn a_failure_in_the_second_part_leaves_the_first_in_force() {
-        let plan = plan();
+        let plan = plan(IPTABLES);
         let mut kernel = Pretend::default();
         let mut applied = Applied::default();
         run(applied.apply(&mut kernel, &plan.foundation)).unwrap();
@@ -322,13 +336,37 @@ mod tests {
         let mut applied = Applied::default();
         run(applied.apply(&mut kernel, &steps)).unwrap();
         let failures = run(applied.roll_back(&mut kernel));
-        // The jump, and the chain that it holds.
-        assert_eq!(failures.len(), 2, "{failures:?}");
+        // The jump, the chain that it holds, and IPv4's chains, of which one is the record.
+        assert_eq!(failures.len(), 4, "{failures:?}");
         assert_eq!(failures[0].undo, refused);
-        assert_eq!(applied.undos().len(), 2);
+        assert_eq!(applied.undos().len(), 4);
         kernel.refuses_undo = None;
         assert!(run(applied.roll_back(&mut kernel)).is_empty());
         assert_eq!(kernel.held, BTreeSet::new());
+    }
+
+    #[test]
+    fn as_long_as_anything_is_left_so_is_its_record_and_both_are_told() {
+        for (backend, knows_together) in
+            [(IPTABLES, true), (IPTABLES, false), (Backend::Nftables, true)]
+        {
+            let steps: Vec<Step> = plan(backend).foundation;
+            let record = steps[0].undo().unwrap().to_string();
+            for refused in steps.iter().filter_map(Step::undo).map(|undo| undo.to_string()) {
+                let mut kernel = Pretend { knows_together, ..Pretend::default() };
+                let mut applied = Applied::default();
+                run(applied.apply(&mut kernel, &steps)).unwrap();
+                applied.put_urgent_first();
+                kernel.refuses_undo = Some(refused.clone());
+                let failures = run(applied.roll_back(&mut kernel));
+                let told: BTreeSet<_> = failures.iter().map(|f| f.undo.to_string()).collect();
+                assert_eq!(told, kernel.held, "{refused}");
+                assert!(told.contains(&refused) && told.contains(&record), "{told:?}");
+                kernel.refuses_undo = None;
+                assert!(run(applied.roll_back(&mut kernel)).is_empty());
+                assert_eq!(kernel.held, BTreeSet::new(), "{refused}");
+            }
+        }
     }
 
     #[test]

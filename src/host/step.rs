@@ -254,6 +254,12 @@ impl Undo {
         }
     }
 
+    /// It takes the record away, or is done together with what does.
+    #[must_use]
+    pub fn goes_with_record(&self) -> bool {
+        self.urgency() == 0
+    }
+
     /// What is there, in a few words, for `hapilot status`.
     #[must_use]
     pub fn subject(&self) -> String {

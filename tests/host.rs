@@ -10,6 +10,7 @@ use std::fs;
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use hapilot::host::applied::{Applied, Kernel};
 use hapilot::host::backend::{Backend, Firewall};
 use hapilot::host::lease::{self, Lease, SetupLock};
@@ -769,6 +770,34 @@ fn nft_what_somebody_flushed_is_put_back() {
 #[test]
 fn legacy_what_somebody_flushed_is_put_back() {
     in_netns(|| put_back_after_a_flush(Program::Legacy));
+}
+
+/// It is in the middle as soon as it waits for the kernel.
+async fn swept_in_the_middle_of_putting_back(program: Program) {
+    let before = state();
+    let facts = facts_for(Backend::Iptables(program));
+    let (lease, mut host) = set_up(&facts).await;
+    let [v4, v6] = Family::BOTH.map(|family| program.command(family));
+    run(&format!(
+        "for p in {v4} {v6}; do $p -t mangle -F; $p -t mangle -X; done
+         for ip in 'ip -4' 'ip -6'; do $ip rule del priority 170; $ip route flush table 29000; done"
+    ));
+    assert!(host.put_back(soon()).now_or_never().is_none(), "it had nothing to wait for");
+    let instance = lease.instance();
+    kill(lease, Some(host));
+    let swept = sweep::sweep(&facts, None).await.unwrap();
+    assert_eq!((swept.instances, swept.failures.len()), (vec![instance], 0));
+    assert_same(&before, &state());
+}
+
+#[test]
+fn nft_what_a_kill_leaves_in_the_middle_of_putting_back_is_swept() {
+    in_netns(|| swept_in_the_middle_of_putting_back(Program::Nft));
+}
+
+#[test]
+fn legacy_what_a_kill_leaves_in_the_middle_of_putting_back_is_swept() {
+    in_netns(|| swept_in_the_middle_of_putting_back(Program::Legacy));
 }
 
 #[test]

@@ -217,3 +217,27 @@ fn what_a_sweep_cannot_remove_is_named_and_the_record_stays_for_the_next() {
         assert_eq!(before, rules());
     });
 }
+
+#[test]
+fn without_its_record_nothing_is_put_back_and_the_next_time_all_is() {
+    in_netns(|| async {
+        let facts = facts();
+        let before = rules();
+        let lease = Host::take_lease().unwrap();
+        let mut host = Host::set_up(lease.instance(), &Wanted::default(), &facts).await.unwrap();
+        let whole = rules();
+        run("for p in iptables-nft ip6tables-nft; do $p -t mangle -F; $p -t mangle -X; done
+             ip rule del priority 170; ip -6 rule del priority 170");
+        let flushed = rules();
+        let soon = || Instant::now() + Duration::from_secs(10);
+        tell("refuse", "--noflush");
+        let error = host.put_back(soon()).await.unwrap_err();
+        assert!(format!("{error:#}").contains("no such luck"), "{error:#}");
+        assert_eq!(flushed, rules());
+        tell("refuse", "");
+        assert_eq!(host.put_back(soon()).await.unwrap().len(), 6);
+        assert_eq!(whole, rules());
+        host.tear_down(soon()).await.unwrap();
+        assert_eq!(before, rules());
+    });
+}

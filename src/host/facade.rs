@@ -187,25 +187,28 @@ impl Host {
             self.kernel.apply(note).await.with_context(|| note.to_string())?;
             gone.extend(note.undo().map(|undo| undo.subject()));
         }
-        // First the way that marked packets take, as in a start. One failure is no reason to leave
-        // the rest as it is.
-        let mut outcome = Ok(());
-        for step in &steps {
-            match self.kernel.restore_way(step).await {
-                Ok(true) => gone.extend(step.undo().map(|undo| undo.subject())),
-                Ok(false) => {}
-                Err(error) => outcome = Err(error),
-            }
-        }
+        // First the chains, as in a start: killed here, does the sweep find all that is there?
         let places = survey.places.iter();
         let mendings: Vec<Mending> = places
             .filter_map(|(place, saved)| Mending::of(self.instance, *place, &steps, saved))
             .collect();
         let iptables = self.kernel.iptables;
-        for mended in each(&mendings, |m| iptables.transaction(m.place, &m.lines)) {
-            outcome = outcome.and(mended);
+        let mended = each(&mendings, |m| iptables.transaction(m.place, &m.lines));
+        let failed = mended.iter().filter(|mended| mended.is_err()).count();
+        let mut outcome: Result<()> = mended.into_iter().collect();
+        // Either protocol's chain has the record. One failure is no reason to leave the rest as it
+        // is, but what nothing records is not made.
+        if outcome.is_err() && failed == survey.places.len() {
+            return outcome.map(|()| gone);
         }
         gone.extend(mendings.into_iter().flat_map(|mending| mending.gone));
+        for step in &steps {
+            match self.kernel.restore_way(step).await {
+                Ok(true) => gone.extend(step.undo().map(|undo| undo.subject())),
+                Ok(false) => {}
+                Err(error) => outcome = outcome.and(Err(error)),
+            }
+        }
         outcome.map(|()| gone)
     }
 

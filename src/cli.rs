@@ -114,7 +114,8 @@ enum Own {
     Stop,
     /// Ask HAProxy over its runtime API; the exit status is 1 where it refuses.
     Runtime {
-        /// Every generation that is alive, not only the one that serves.
+        /// Every generation that is alive, not only the one that serves; the status is 1 if any refuses
+        /// or does not answer. One that drains takes one command at a time, without a payload.
         #[arg(long)]
         all: bool,
         /// A command of HAProxy's, such as `show stat`.
@@ -427,7 +428,7 @@ fn json(value: &impl serde::Serialize) -> Result<String> {
 }
 
 fn ask_status() -> Result<Box<Status>> {
-    match client()?.ask(Request::Status, Some(QUICK))? {
+    match client()?.ask(&Request::Status, Some(QUICK))? {
         Answer::Status(status) => Ok(status),
         other => Err(unexpected(&other)),
     }
@@ -457,7 +458,7 @@ fn watch_status() -> Result<u8, Refused> {
 }
 
 fn sessions(as_json: bool, most: usize) -> Result<u8, Refused> {
-    match client()?.ask(Request::Sessions, Some(QUICK))? {
+    match client()?.ask(&Request::Sessions, Some(QUICK))? {
         Answer::Sessions { generations } if as_json => say(json(&generations)?),
         Answer::Sessions { generations } => say(sessions::picture(&generations, most).trim_end()),
         other => return Err(unexpected(&other).into()),
@@ -466,7 +467,7 @@ fn sessions(as_json: bool, most: usize) -> Result<u8, Refused> {
 }
 
 fn reload(as_json: bool) -> Result<u8, Refused> {
-    let receipt = match client()?.ask(Request::Reload, Some(RELOAD_LIMIT))? {
+    let receipt = match client()?.ask(&Request::Reload, Some(RELOAD_LIMIT))? {
         Answer::Reload(receipt) => receipt,
         other => return Err(unexpected(&other).into()),
     };
@@ -486,16 +487,28 @@ fn reload(as_json: bool) -> Result<u8, Refused> {
 
 fn stop() -> Result<u8, Refused> {
     let mut client = client()?;
-    match client.ask(Request::Stop, Some(QUICK))? {
+    match client.ask(&Request::Stop, Some(QUICK))? {
         Answer::Stopping => client.wait_for_end()?,
         other => return Err(unexpected(&other).into()),
     }
     Ok(0)
 }
 
+/// Only hapilot has a way into one that drains.
+fn ask_inside(generation: u32, command: &str) -> Result<String> {
+    let words = command.to_owned();
+    match client()?.ask(&Request::Runtime { generation, words }, Some(QUICK))? {
+        Answer::Runtime { text } => Ok(text),
+        other => Err(unexpected(&other)),
+    }
+}
+
 fn runtime(all: bool, command: &str) -> Result<u8, Refused> {
-    let told =
-        if all { runtime::all(command, &*ask_status()?) } else { runtime::serving(command)? };
+    let told = if all {
+        runtime::all(command, &*ask_status()?, ask_inside)
+    } else {
+        runtime::serving(command)?
+    };
     if told.refused && !all {
         complain(&told.text);
     } else if !told.text.is_empty() {
@@ -532,7 +545,7 @@ fn servers(which: &Which, wish: Wish, wait: Option<Duration>) -> Result<u8, Refu
 }
 
 fn health() -> Result<u8, Refused> {
-    let asked = client().and_then(|mut client| client.ask(Request::Health, Some(QUICK)));
+    let asked = client().and_then(|mut client| client.ask(&Request::Health, Some(QUICK)));
     // Docker knows 0 and 1.
     match asked.map_err(|error| Refused { status: 1, text: format!("{error:#}") })? {
         Answer::Health { healthy, state } => {

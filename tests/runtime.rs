@@ -122,14 +122,36 @@ fn everybody_alive_is_asked_when_wanted() {
     let told = Finished::from(hapilot.command(&["runtime", "--all", "show info"]));
     told.assert_code(0).assert_says(&[
         &format!("# generation {}, draining, pid {}", old.id, old.pid),
-        "hapilot sessions",
+        &format!("Pid: {}\n", old.pid),
+        "Stopping: 1\n",
         &format!("# generation {}, serving, pid {}", new.id, new.pid),
         &format!("Pid: {}\n", new.pid),
     ]);
     let refused = Finished::from(hapilot.command(&["runtime", "--all", "set server a/b weight 1"]));
     refused.assert_code(1);
+    assert_eq!(refused.text.matches("No such backend").count(), 2, "{}", refused.text);
     lab.origin.open_gate();
     assert!(session.finish().is_answered());
+    lab::versions::await_gone(&mut hapilot, &old, SHORT);
+    hapilot.stop();
+}
+
+#[test]
+fn who_does_not_answer_though_everybody_is_asked_is_a_status() {
+    let (lab, mut hapilot, _) = Lab::serving(&haproxy_cfg::proxy(":80", "v1"), &[]);
+    let old = hapilot.current();
+    let _session = Download::begin(&lab.client, &format!("{BALANCER4}:80"), "/hang");
+    hapilot.reload();
+    let ask = |words| Finished::from(hapilot.command(&["runtime", "--all", words]));
+    // Their answers could not be told apart.
+    ask("show info;show stat").assert_code(1).assert_says(&["one command at a time", "# pxname"]);
+    ask("show info").assert_code(0);
+    let process = hapilot.process_of(&old);
+    lab::process::freeze(process);
+    ask("show info").assert_code(1).assert_says(&["(no answer: "]);
+    // From then on nothing of ours keeps it.
+    ask("show info").assert_code(1).assert_says(&["(no answer: the conversation with it is over"]);
+    lab::process::kill(process, Signal::SIGKILL);
     hapilot.stop();
 }
 

@@ -171,7 +171,7 @@ fn signals_and_questions_are_answered_while_a_guard_goes_up() {
     scene.instance.signal(Signal::SIGTTOU);
     scene.instance.log.await_line("SIGTTOU");
     let socket = scene.instance.run_directory().join(SOCKET);
-    let answer = Client::connect(&socket).unwrap().ask(Request::Status, Some(SHORT)).unwrap();
+    let answer = Client::connect(&socket).unwrap().ask(&Request::Status, Some(SHORT)).unwrap();
     let still: Vec<_> = scene.stuck().into_iter().filter(|pid| stuck.contains(pid)).collect();
     assert!(!still.is_empty(), "none hangs any more: this shows nothing");
     let Answer::Status(status) = answer else { panic!("{answer:?}") };

@@ -26,10 +26,10 @@ impl Client {
     }
 
     /// `limit`: `None` waits for as long as it takes.
-    pub fn ask(&mut self, request: Request, limit: Option<Duration>) -> Result<Answer> {
+    pub fn ask(&mut self, request: &Request, limit: Option<Duration>) -> Result<Answer> {
         let stream = self.stream.get_mut();
         stream.set_read_timeout(limit).context("bound the wait for an answer")?;
-        let mut line = serde_json::to_vec(&request).context("write the request")?;
+        let mut line = serde_json::to_vec(request).context("write the request")?;
         line.push(b'\n');
         stream.write_all(&line).context("send the request")?;
         let mut answer = String::new();

@@ -8,10 +8,10 @@ use crate::handover::receipt::{Receipt, Verdict};
 use crate::handover::takeover::receipt::Takeover;
 
 pub const SOCKET: &str = "control.sock";
-/// A request is a word; whoever sends more is not one of ours.
-pub const LONGEST_REQUEST: usize = 4096;
+/// A word, or a line for HAProxy, which takes none that is longer; whoever sends more is not one of ours.
+pub const LONGEST_REQUEST: usize = 16 * 1024;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", tag = "command")]
 pub enum Request {
     Status,
@@ -20,6 +20,11 @@ pub enum Request {
     Health,
     Metrics,
     Sessions,
+    /// One command of HAProxy's runtime API, for one that drains and so can be asked by us only.
+    Runtime {
+        generation: u32,
+        words: String,
+    },
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -38,6 +43,10 @@ pub enum Answer {
     },
     Sessions {
         generations: Vec<GenerationSessions>,
+    },
+    /// As HAProxy wrote it.
+    Runtime {
+        text: String,
     },
     Error {
         message: String,

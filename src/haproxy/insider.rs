@@ -1,39 +1,37 @@
 //! Acts: a conversation with a generation that began before it was told to drain.
 //!
-//! From then on HAProxy takes no new one, but it still answers on this one: which sessions it has
-//! is asked in that very moment, and at no cost to whoever waits for the drain. Then the
-//! conversation ends, for HAProxy does not while it has one.
+//! From then on HAProxy takes no new one, but goes on with this one, and does not end while it has
+//! it. So whoever has a question for one that drains asks it here, and as soon as nothing but this
+//! conversation is left to HAProxy, it ends.
 
-use std::cell::RefCell;
 use std::path::PathBuf;
-use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use anyhow::{Context, Result, anyhow, ensure};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
 
-use super::session::Session;
+use super::runtime_api::{LIMIT, field};
 
-/// A HAProxy that is stuck must not be kept alive by us.
-const LIMIT: Duration = Duration::from_secs(2);
-/// The oldest of them are what keeps a drain from ending.
-const MOST: usize = 10_000;
-const PROMPT: &[u8] = b"> ";
+/// Where a line would begin.
+const PROMPT: &[u8] = b"\n> ";
+/// HAProxy tells nobody when its last session ends: between two looks, longer each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(2);
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
-/// The sessions that there were, and when.
-#[derive(Clone, Debug)]
-pub struct Snapshot {
-    pub at: Instant,
-    pub sessions: Vec<Session>,
+#[derive(Debug)]
+struct Question {
+    command: String,
+    answer: oneshot::Sender<Result<String>>,
 }
 
 #[derive(Debug)]
 pub struct Insider {
     drains: Option<oneshot::Sender<()>>,
-    snapshot: Rc<RefCell<Option<Snapshot>>>,
+    questions: mpsc::UnboundedSender<Question>,
     task: JoinHandle<()>,
 }
 
@@ -41,28 +39,37 @@ impl Insider {
     #[must_use]
     pub fn enter(socket: PathBuf) -> Self {
         let (drains, told) = oneshot::channel();
-        let snapshot = Rc::new(RefCell::new(None));
-        let kept = Rc::clone(&snapshot);
+        let (questions, mut asked) = mpsc::unbounded_channel();
         let task = tokio::task::spawn_local(async move {
-            match converse(socket, told).await {
-                Ok(found) => *kept.borrow_mut() = found,
-                Err(error) => tracing::debug!("sessions at the drain: {error:#}"),
+            let over = match converse(socket, told, &mut asked).await {
+                Ok(()) => "it has no session any more and is about to end".to_owned(),
+                Err(error) => format!("the conversation with it is over: {error:#}"),
+            };
+            tracing::debug!(over, "insider");
+            while let Some(Question { answer, .. }) = asked.recv().await {
+                let _ = answer.send(Err(anyhow!("{over}")));
             }
         });
-        Self { drains: Some(drains), snapshot, task }
+        Self { drains: Some(drains), questions, task }
     }
 
     /// It has just been told to drain.
-    pub fn ask(&mut self) {
+    pub fn leave_last(&mut self) {
         if let Some(drains) = self.drains.take() {
             // A conversation that failed is over already.
             let _ = drains.send(());
         }
     }
 
-    #[must_use]
-    pub fn snapshot(&self) -> Option<Snapshot> {
-        self.snapshot.borrow().clone()
+    /// The raw answer to one command; messages in it have their severity before them.
+    pub fn ask(&self, command: &str) -> impl Future<Output = Result<String>> + use<> {
+        let (answer, answered) = oneshot::channel();
+        let question = Question { command: command.to_owned(), answer };
+        let sent = self.questions.send(question);
+        async move {
+            sent.ok().context("it has ended")?;
+            answered.await.context("it has ended")?
+        }
     }
 }
 
@@ -72,52 +79,87 @@ impl Drop for Insider {
     }
 }
 
-async fn converse(socket: PathBuf, told: oneshot::Receiver<()>) -> Result<Option<Snapshot>> {
+/// Until nothing else is left to HAProxy.
+async fn converse(
+    socket: PathBuf,
+    mut told: oneshot::Receiver<()>,
+    asked: &mut mpsc::UnboundedReceiver<Question>,
+) -> Result<()> {
     let stream = UnixStream::connect(&socket).await.context("connect")?;
     let mut stream = BufReader::new(stream);
     // Else HAProxy hangs up after its first answer, or after ten idle seconds.
-    for line in ["prompt\n", "set timeout cli 24d\n"] {
-        stream.get_mut().write_all(line.as_bytes()).await.context("send")?;
-        skip_answer(&mut stream).await?;
+    for command in ["prompt", "set timeout cli 24d", "set severity-output number"] {
+        exchange(&mut stream, command).await?;
     }
-    if told.await.is_err() {
-        return Ok(None);
-    }
-    tokio::time::timeout(LIMIT, sessions(&mut stream)).await.context("wait for the sessions")?
-}
-
-/// To the next prompt.
-async fn skip_answer(stream: &mut BufReader<UnixStream>) -> Result<()> {
+    let mut pause = None;
     loop {
-        let mut line = Vec::new();
-        ensure!(stream.read_until(b' ', &mut line).await? > 0, "HAProxy hung up");
-        if line.ends_with(PROMPT) {
-            return Ok(());
+        tokio::select! {
+            _ = &mut told, if pause.is_none() => {
+                // At once: most have nothing to wait for.
+                pause = Some(Duration::ZERO);
+            }
+            Some(Question { command, answer }) = asked.recv() => {
+                if command.contains([';', '\n']) {
+                    // Each would have an answer of its own, which could be taken for the next one's.
+                    let _ = answer.send(Err(anyhow!(
+                        "one that drains is asked one command at a time, and none with a payload"
+                    )));
+                    continue;
+                }
+                let answered = ask(&mut stream, &command).await;
+                let over = answered.as_ref().err().map(|error| anyhow!("{error:#}"));
+                let _ = answer.send(answered);
+                over.map_or(Ok(()), Err)?;
+            }
+            () = sleep(pause.unwrap_or_default()), if pause.is_some() => {
+                if !has_more_than_us(&ask(&mut stream, "show info").await?) {
+                    return Ok(());
+                }
+                pause = pause.map(|pause| (2 * pause).clamp(FIRST_PAUSE, LONGEST_PAUSE));
+            }
         }
     }
 }
 
-async fn sessions(stream: &mut BufReader<UnixStream>) -> Result<Option<Snapshot>> {
-    let at = Instant::now();
-    stream.get_mut().write_all(b"show sess\n").await.context("send")?;
-    let mut sessions = Vec::new();
-    let mut line = String::new();
-    // An empty line ends the answer.
-    while stream.take(64 * 1024).read_line(&mut line).await.context("read")? > 0 {
-        if line == "\n" {
-            break;
-        }
-        sessions.extend(Session::read(&line));
-        line.clear();
-        if sessions.len() >= 2 * MOST {
-            keep_oldest(&mut sessions);
-        }
-    }
-    keep_oldest(&mut sessions);
-    Ok(Some(Snapshot { at, sessions }))
+/// HAProxy ends when nothing is left of what it counts as jobs: listeners, sessions, peers that are taught, this
+/// conversation.
+fn has_more_than_us(info: &str) -> bool {
+    let number = |name| field(info, name).and_then(|value| value.parse::<u64>().ok());
+    // Where it does not say, it must not live on for our sake.
+    number("Jobs").unwrap_or(0) > 1 + number("Unstoppable Jobs").unwrap_or(0)
 }
 
-fn keep_oldest(sessions: &mut Vec<Session>) {
-    sessions.sort_by_key(|session| std::cmp::Reverse(session.age));
-    sessions.truncate(MOST);
+/// One that is stuck must not be kept alive by us either.
+async fn ask(stream: &mut BufReader<UnixStream>, command: &str) -> Result<String> {
+    let answered = timeout(LIMIT, exchange(stream, command)).await;
+    let limit = humantime::format_duration(LIMIT);
+    answered.with_context(|| format!("no answer to {command:?} within {limit}"))?
+}
+
+async fn exchange(stream: &mut BufReader<UnixStream>, command: &str) -> Result<String> {
+    stream.get_mut().write_all(format!("{command}\n").as_bytes()).await.context("send")?;
+    let mut answer = Vec::new();
+    while !answer.ends_with(PROMPT) {
+        let read = stream.read_until(b' ', &mut answer).await.context("read")?;
+        ensure!(read > 0, "HAProxy hung up");
+    }
+    answer.truncate(answer.len() - PROMPT.len());
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_nothing_left_but_us_is_left() {
+        for (info, more) in [
+            ("Pid: 4\nJobs: 2\nUnstoppable Jobs: 0\nListeners: 0\n", true),
+            ("Jobs: 1\nUnstoppable Jobs: 0\n", false),
+            ("Jobs: 2\nUnstoppable Jobs: 1\n", false),
+            ("Permission denied\n", false),
+        ] {
+            assert_eq!(has_more_than_us(info), more, "{info:?}");
+        }
+    }
 }

@@ -8,12 +8,13 @@ use anyhow::Result;
 
 use super::ask::{ask, ask_within, door};
 use crate::control::protocol::{GenerationStatus, Status};
+use crate::haproxy::answer::Answer;
 use crate::host::preflight::RUN_DIRECTORY;
 
-/// One that does not serve may be stuck, and one that drains answers only if it was asked before.
+/// One that does not serve may be stuck.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// What is to be printed, and whether HAProxy refused.
+/// What is to be printed, and whether HAProxy refused, or did not answer.
 #[derive(Debug)]
 pub struct Told {
     pub text: String,
@@ -25,12 +26,15 @@ pub fn serving(command: &str) -> Result<Told> {
     Ok(Told { text: answer.text, refused: answer.refused })
 }
 
-/// Every generation that is alive, under a heading each.
+/// Every generation that is alive, under a heading each. `inside` asks hapilot to ask one that drains.
 #[must_use]
-pub fn all(command: &str, status: &Status) -> Told {
+pub fn all(command: &str, status: &Status, inside: impl Fn(u32, &str) -> Result<String>) -> Told {
     let mut told = Told { text: String::new(), refused: false };
     for generation in &status.generations {
-        let (text, refused) = one(command, generation);
+        let (text, refused) = match one(command, generation, &inside) {
+            Ok(answer) => (answer.text, answer.refused),
+            Err(error) => (format!("(no answer: {error:#})"), true),
+        };
         // Cannot fail on a string.
         let _ = writeln!(told.text, "{}{}", heading(generation), text.trim_end());
         told.refused |= refused;
@@ -44,15 +48,14 @@ fn heading(generation: &GenerationStatus) -> String {
     format!("# generation {}, {}{pid}\n", generation.id, generation.state)
 }
 
-fn one(command: &str, generation: &GenerationStatus) -> (String, bool) {
-    let socket = Path::new(RUN_DIRECTORY).join(format!("generation-{}.sock", generation.id));
-    match ask_within(&socket, command, LIMIT) {
-        Ok(answer) => (answer.text, answer.refused),
-        Err(_) if generation.state == "draining" => (
-            "(a HAProxy that drains answers no more; hapilot sessions shows what it still has)"
-                .to_owned(),
-            false,
-        ),
-        Err(error) => (format!("(no answer: {error:#})"), true),
+fn one(
+    command: &str,
+    generation: &GenerationStatus,
+    inside: impl Fn(u32, &str) -> Result<String>,
+) -> Result<Answer> {
+    if generation.state == "draining" {
+        return inside(generation.id, command).map(|raw| Answer::read(&raw));
     }
+    let socket = Path::new(RUN_DIRECTORY).join(format!("generation-{}.sock", generation.id));
+    ask_within(&socket, command, LIMIT)
 }

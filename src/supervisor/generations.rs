@@ -296,7 +296,7 @@ impl Supervisor {
     pub(super) fn drain(&mut self, id: GenerationId) {
         self.signal(id, Signal::USR1, "draining");
         if let Some(insider) = self.generations.get_mut(&id).and_then(|r| r.insider.as_mut()) {
-            insider.ask();
+            insider.leave_last();
         }
     }
 

@@ -396,6 +396,9 @@ impl Supervisor {
                 let _ = answer.send(self.measure());
             }
             Request::Sessions => self.answer_sessions(answer),
+            Request::Runtime { generation, words } => {
+                self.answer_runtime(generation, &words, answer);
+            }
             Request::Reload => {
                 info!("reload asked for over the control socket");
                 self.waiting.push(answer);

@@ -1,87 +1,79 @@
-//! Acts: which sessions each generation has, for `hapilot sessions`.
+//! Acts: what each generation is asked for whom it does not answer itself any more, and which
+//! sessions it has, for `hapilot sessions`.
 //!
-//! One that serves is asked. One that drains answers no more: what it said in the moment in which
-//! it was told to drain is held against the kernel's table, and what is still there is still there,
-//! for none came since.
+//! One that drains takes no new conversation: there is one with it that began before.
 
-use std::collections::HashSet;
-use std::net::SocketAddr;
-use std::time::{Duration, Instant};
-
+use futures_util::future::join_all;
 use tokio::sync::oneshot;
 
+use super::generations::Running;
 use super::lifecycle::Phase;
 use super::run::Supervisor;
-use crate::control::protocol::{Answer, GenerationSessions, SessionStatus};
-use crate::haproxy::insider::{Insider, Snapshot};
+use crate::control::protocol::{Answer, GenerationSessions, GenerationStatus, SessionStatus};
+use crate::haproxy::insider::Insider;
 use crate::haproxy::runtime_api::{LIMIT, ask};
-use crate::haproxy::session::{Session, canonical};
-use crate::listeners::socket_table;
+use crate::haproxy::session::Session;
 
 /// Of each generation the oldest are told of.
 const MOST: usize = 1000;
 
 impl Supervisor {
     pub(super) fn answer_sessions(&self, answer: oneshot::Sender<Answer>) {
-        let now = Instant::now();
-        let status = self.status();
+        const COMMAND: &str = "show sess";
         let phases = self.lifecycle.generations().map(|(id, phase, ..)| (id, phase));
         let mut asked = Vec::new();
-        for ((id, phase), status) in phases.zip(status.generations) {
+        for ((id, phase), status) in phases.zip(self.status().generations) {
             let Some(running) = self.generations.get(&id) else { continue };
-            let snapshot = running.insider.as_ref().and_then(Insider::snapshot);
-            asked.push((running.runtime_socket.clone(), phase, snapshot, status));
+            let inside = running.insider.as_ref().filter(|_| phase == Phase::Draining);
+            let inside = inside.map(|insider| insider.ask(COMMAND));
+            let socket = running.runtime_socket.clone();
+            asked.push(async move {
+                let text = match inside {
+                    Some(inside) => inside.await,
+                    None => ask(&socket, COMMAND, LIMIT).await,
+                };
+                told(text, status)
+            });
         }
         tokio::task::spawn_local(async move {
-            let mut all = Vec::new();
-            for (socket, phase, snapshot, status) in asked {
-                let (sessions, unknown) = match (phase, snapshot) {
-                    (Phase::Draining, Some(snapshot)) => left(snapshot, now),
-                    (Phase::Draining, None) => {
-                        (Vec::new(), Some("it was not asked before it drained".to_owned()))
-                    }
-                    _ => match ask(&socket, "show sess", LIMIT).await {
-                        Ok(text) => (text.lines().filter_map(Session::read).collect(), None),
-                        Err(error) => (Vec::new(), Some(format!("{error:#}"))),
-                    },
-                };
-                all.push(told(sessions, unknown, status));
-            }
             // Whoever asked may have left.
-            let _ = answer.send(Answer::Sessions { generations: all });
+            let _ = answer.send(Answer::Sessions { generations: join_all(asked).await });
+        });
+    }
+
+    pub(super) fn answer_runtime(
+        &self,
+        generation: u32,
+        words: &str,
+        answer: oneshot::Sender<Answer>,
+    ) {
+        let running = self.generations.iter().find(|(id, _)| id.number() == generation);
+        let insider = running.and_then(|(_, running): (_, &Running)| running.insider.as_ref());
+        let asked = insider.map(|insider| Insider::ask(insider, words));
+        tokio::task::spawn_local(async move {
+            let answered = match asked {
+                Some(asked) => asked.await,
+                None => Err(anyhow::anyhow!("there is no generation {generation} that was ready")),
+            };
+            let _ = answer.send(match answered {
+                Ok(text) => Answer::Runtime { text },
+                Err(error) => Answer::Error { message: format!("{error:#}") },
+            });
         });
     }
 }
 
-fn told(
-    mut sessions: Vec<Session>,
-    unknown: Option<String>,
-    generation: crate::control::protocol::GenerationStatus,
-) -> GenerationSessions {
+fn told(text: anyhow::Result<String>, generation: GenerationStatus) -> GenerationSessions {
+    let unknown = text.as_ref().err().map(|error| format!("{error:#}"));
+    let text = text.unwrap_or_default();
+    let mut sessions: Vec<_> = text.lines().filter_map(Session::read).collect();
     sessions.sort_by_key(|session| std::cmp::Reverse(session.age));
-    let oldest = sessions.iter().take(MOST).map(|session| SessionStatus {
-        client: session.client.clone(),
-        frontend: session.frontend.clone(),
-        server: session.server.clone(),
+    let count = sessions.len();
+    let oldest = sessions.into_iter().take(MOST).map(|session| SessionStatus {
+        client: session.client,
+        frontend: session.frontend,
+        server: session.server,
         age_s: session.age.as_secs(),
     });
-    GenerationSessions { oldest: oldest.collect(), count: sessions.len(), unknown, generation }
-}
-
-/// Those of them that are still there.
-fn left(snapshot: Snapshot, now: Instant) -> (Vec<Session>, Option<String>) {
-    let table = match socket_table::sessions() {
-        Ok(table) => table,
-        Err(error) => return (Vec::new(), Some(format!("{error:#}"))),
-    };
-    let there: HashSet<SocketAddr> = table.iter().map(|s| canonical(s.remote)).collect();
-    let since = now.saturating_duration_since(snapshot.at);
-    // One without an address of its own (a unix socket) cannot be looked up.
-    let still = |session: &Session| session.address().is_none_or(|a| there.contains(&a));
-    let older = |session: Session| Session { age: whole(session.age + since), ..session };
-    (snapshot.sessions.into_iter().filter(still).map(older).collect(), None)
-}
-
-fn whole(age: Duration) -> Duration {
-    Duration::from_secs(age.as_secs())
+    GenerationSessions { oldest: oldest.collect(), count, unknown, generation }
 }

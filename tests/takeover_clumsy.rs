@@ -5,7 +5,9 @@
 use crate::lab;
 
 use lab::haproxy_cfg::{DEFAULTS, backend, frontend, proxy, transparent};
-use lab::network::{BALANCER6, BALANCER6_OTHER, CLIENT4, CLIENT6, SERVER6};
+use lab::network::{BALANCER6, BALANCER6_OTHER, CLIENT4, CLIENT6, SERVER4, SERVER6};
+use lab::spec::Spec;
+use lab::turnstile::Turnstile;
 use lab::versions::{via, web};
 use lab::{Download, HalfOpen, Instance, LONG, Lab, Load, Outcome, Pid, Plain, SHORT, get, until};
 use nix::sys::signal::Signal;
@@ -247,5 +249,87 @@ fn two_that_relieve_a_haproxy_at_once_come_to_rest_with_one_serving() {
     stays.await_serving();
     assert_none_lost(load);
     stays.stop();
+    lab.balancer.state().assert_same_as(&before);
+}
+
+/// Leads clients of port 80 to that port, with or without anybody there.
+fn intercepting<'l>(spec: Spec<'l>, lab: &'l Lab, name: &str, port: u16) -> Spec<'l> {
+    let binds = [format!(":{port} transparent"), format!(":::{port} transparent v6only")];
+    let config = lab.balancer.write(&format!("{name}.cfg"), &transparent(&binds[0], &binds[1]));
+    spec.config(&config).env("HAPROXY_INTERCEPT", &format!("80:{port}"))
+}
+
+fn await_served(lab: &Lab) {
+    let target = format!("{SERVER4}:80");
+    until(LONG, "who is intercepted is served", || {
+        get(&lab.client, &target, "/").is_answered().then_some(())
+    });
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Killed {
+    /// Before it has said that it holds still.
+    Asked,
+    /// Before it is told to let go.
+    Reserved,
+    Draining,
+}
+
+/// Its diversion is ahead of the successor's, and leads to nobody.
+#[test]
+fn what_a_predecessor_has_on_the_host_that_is_killed_in_a_take_over_is_removed() {
+    for when in [Killed::Asked, Killed::Reserved, Killed::Draining] {
+        let lab = Lab::new();
+        let before = lab.balancer.state();
+        let turnstile = Turnstile::new(&lab);
+        let spec = turnstile.within(&lab, "old", ":8080");
+        let mut old = intercepting(spec, &lab, "old", 8080).start().serving();
+        let download = Download::begin(&lab.client, &format!("{SERVER4}:80"), "/slow");
+        if when == Killed::Asked {
+            old.signal(Signal::SIGHUP);
+            old.await_status("it reloads", |status| status["state"] == "reloading");
+        }
+        let spec = turnstile.within(&lab, "new", ":9090").envs(&[AUTO]);
+        let mut new = intercepting(spec, &lab, "new", 9090).start();
+        match when {
+            Killed::Asked => old.log.await_line("it wants to take over"),
+            Killed::Reserved => new.log.await_line("started HAProxy"),
+            Killed::Draining => {
+                turnstile.open();
+                receipt(&mut new);
+                assert!(old.is_running(), "{}", old.log.text());
+                String::new()
+            }
+        };
+        old.signal(Signal::SIGKILL);
+        old.wait(SHORT);
+        turnstile.open();
+        new.log.await_line("removed what a dead instance had left on the host");
+        new.await_serving();
+        await_served(&lab);
+        new.stop();
+        lab.balancer.state().assert_same_as(&before);
+        drop(download);
+    }
+}
+
+/// For as long as it drains, clients would be led to where nobody listens any more.
+#[test]
+fn a_diversion_that_could_not_be_removed_at_once_is_gone_before_the_old_one_is() {
+    let lab = Lab::new();
+    let before = lab.balancer.state();
+    let spec = lab.balancer.container("old").env("HAPILOT_FAULT", "undo@2=fail");
+    let mut old = intercepting(spec, &lab, "old", 8080).start().serving();
+    let download = Download::begin(&lab.client, &format!("{SERVER4}:80"), "/slow");
+    let spec = lab.balancer.container("new").envs(&[AUTO]);
+    let mut new = intercepting(spec, &lab, "new", 9090).start();
+    receipt(&mut new);
+    old.log.await_line("fault at undo@2");
+    await_served(&lab);
+    assert!(old.is_running(), "{}", old.log.text());
+    lab.origin.open_gate();
+    assert!(download.finish().is_answered());
+    assert_ends_with_0(&mut old);
+    new.stop();
     lab.balancer.state().assert_same_as(&before);
 }

@@ -86,6 +86,13 @@ pub fn lives(instance: Instance) -> Result<bool> {
     }
 }
 
+/// Waits until that instance is dead: a process that dies may close its connections before its lease.
+pub async fn dead(instance: Instance) {
+    while lives(instance).unwrap_or(false) {
+        hung_up(&instance.lease_name()).await;
+    }
+}
+
 /// A connection to that instance's door.
 pub fn knock(instance: Instance) -> Result<tokio::net::UnixStream> {
     let name = instance.lease_name();
@@ -183,7 +190,7 @@ impl SetupLock {
         loop {
             match listen(SETUP_LOCK) {
                 Ok(listener) => return Ok(Self { _listener: Some(listener) }),
-                Err(error) if error.kind() == ErrorKind::AddrInUse => hung_up().await,
+                Err(error) if error.kind() == ErrorKind::AddrInUse => hung_up(SETUP_LOCK).await,
                 Err(error) => {
                     return Err(error).with_context(|| format!("listen on @{SETUP_LOCK}"));
                 }
@@ -193,10 +200,8 @@ impl SetupLock {
 }
 
 /// A hapilot never accepts here: our connection ends when its listener does.
-async fn hung_up() {
-    if let Ok(mut stream) =
-        connect(SETUP_LOCK.as_bytes()).and_then(tokio::net::UnixStream::from_std)
-    {
+async fn hung_up(name: &str) {
+    if let Ok(mut stream) = connect(name.as_bytes()).and_then(tokio::net::UnixStream::from_std) {
         // End of file or a reset: either way it is gone.
         let _gone = stream.read(&mut [0]).await;
     }

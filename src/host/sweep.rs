@@ -5,7 +5,7 @@
 //! stays when something could not be removed: the next sweep then still knows.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -37,6 +37,16 @@ pub async fn sweep(facts: &Facts, us: Option<Instance>) -> Result<Swept> {
     let lock = SetupLock::take(LOCK_LIMIT).await.context("sweep")?;
     let (mut kernel, survey) = look(facts)?;
     sweep_seen(&lock, &mut kernel, &survey, us).await
+}
+
+/// For one that lives, and serves meanwhile.
+pub async fn sweep_by(until: Instant, facts: &Facts) -> Result<Swept> {
+    let left = until.saturating_duration_since(Instant::now());
+    let lock = SetupLock::take(left).await.context("sweep")?;
+    let mut kernel = Linux::open()?;
+    kernel.finish_by(until);
+    let survey = look_with(&mut kernel, facts)?;
+    sweep_seen(&lock, &mut kernel, &survey, None).await
 }
 
 /// The same, for one who holds the lock and has looked already.
@@ -119,9 +129,14 @@ fn about(instance: Instance, occupant: &Occupant) -> Option<Problem> {
 
 pub(super) fn look(facts: &Facts) -> Result<(Linux, Survey)> {
     let mut kernel = Linux::open()?;
-    let survey = Survey::take(&kernel, facts)?;
-    kernel.others = survey.living_records(None)?;
+    let survey = look_with(&mut kernel, facts)?;
     Ok((kernel, survey))
+}
+
+fn look_with(kernel: &mut Linux, facts: &Facts) -> Result<Survey> {
+    let survey = Survey::take(kernel, facts)?;
+    kernel.others = survey.living_records(None)?;
+    Ok(survey)
 }
 
 /// Rules and routes of ours whose record is gone: somebody flushed the firewall, and then that

@@ -472,7 +472,8 @@ async fn boot(mut survey: Survey, signals: Signals, log: Log) -> Result<u8> {
     let host = set_up_host(&survey, &lease).await?;
     let (judge, limits) = (survey.judge(), survey.limits());
     let policy = survey.policy(lease.instance(), host.as_ref());
-    let taking_over = TakingOver::new(survey.asked.settings.pids.clone(), successor);
+    let (pids, facts_of_host) = (survey.asked.settings.pids.clone(), survey.findings.facts.clone());
+    let taking_over = TakingOver::new(pids, successor, facts_of_host);
     let setting = Setting {
         program,
         judge,
@@ -615,7 +616,7 @@ async fn set_up_host(survey: &Survey, lease: &crate::host::lease::Lease) -> Resu
     Ok(Some(host))
 }
 
-fn tell_of_sweep(swept: &Swept) {
+pub(super) fn tell_of_sweep(swept: &Swept) {
     for warning in &swept.warnings {
         warn!("{warning}");
     }

@@ -54,6 +54,9 @@ use crate::watch::Watch;
 /// For host changes outside the stop deadline.
 const HOST_LIMIT: Duration = Duration::from_secs(10);
 pub(super) const PUT_BACK_LIMIT: Duration = Duration::from_secs(1);
+/// When an interception that could not be ended is tried again, and how late at most.
+const OFF_AGAIN_FIRST: Duration = Duration::from_millis(100);
+const OFF_AGAIN_MOST: Duration = Duration::from_mins(1);
 /// Our own bug, or a host that could not be given back.
 const SOFTWARE: u8 = 70;
 /// The host lacks something.
@@ -82,6 +85,12 @@ pub(super) enum Message {
     Told(usize, Told),
     /// Somebody may have removed something of ours from the host.
     HostChanged(Changed),
+    /// Somebody who was before us died, and may have left something on the host.
+    SweepWanted,
+    /// Our interception is still there, though a successor serves.
+    StillIntercepting {
+        again_in: Duration,
+    },
 }
 
 #[derive(Debug)]
@@ -358,6 +367,13 @@ impl Supervisor {
                 let event = self.host_changed(changed);
                 return self.event(event).await;
             }
+            Message::SweepWanted => self.sweep_after_the_dead().await,
+            // Any other stop is about to tear it down.
+            Message::StillIntercepting { again_in } => {
+                if self.lifecycle.state() == StateName::Relieved {
+                    self.stop_intercepting(again_in).await;
+                }
+            }
         }
         None
     }
@@ -517,7 +533,7 @@ impl Supervisor {
                     "somebody removes parts of ours from the host again and again; from now on \
                      they are put back later each time, up to a minute"
                 ),
-                Action::StopIntercepting => self.stop_intercepting().await,
+                Action::StopIntercepting => self.stop_intercepting(OFF_AGAIN_FIRST).await,
                 Action::CloseKeeper => self.keeper.close(),
                 Action::ReloadTaken { from, to } => self.reload_taken(from, to),
                 Action::ReloadRefused { id, why } => self.reload_refused(id, why),
@@ -549,12 +565,23 @@ impl Supervisor {
         }
     }
 
-    async fn stop_intercepting(&mut self) {
-        // A hanging iptables must not keep HAProxy from draining for long.
-        let until = Instant::now() + (self.limits.stop / 5).min(HOST_LIMIT);
+    /// A hanging iptables must not keep HAProxy from draining for long.
+    pub(super) fn host_until(&self) -> Instant {
+        Instant::now() + (self.limits.stop / 5).min(HOST_LIMIT)
+    }
+
+    async fn stop_intercepting(&mut self, again_in: Duration) {
+        let until = self.host_until();
         let Some(host) = &mut self.host else { return };
         if let Err(error) = host.intercept_off(until).await {
-            warn!("{error}; the tear-down will try again");
+            warn!("{error}; it is tried again");
+            // The tear-down may be hours away, and a successor's interception comes behind ours.
+            let messages = self.messages.clone();
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(again_in).await;
+                let again_in = (2 * again_in).min(OFF_AGAIN_MOST);
+                let _ = messages.send(Message::StillIntercepting { again_in });
+            });
         }
     }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
+use super::boot::tell_of_sweep;
 use super::generations::Running;
 use super::lifecycle::{Birth, Event, StateName};
 use super::room::Room;
@@ -17,7 +18,8 @@ use crate::handover::takeover::protocol::{Hello, lineage};
 use crate::handover::takeover::receipt::{Relieved, Takeover};
 use crate::handover::takeover::separate::Separate;
 use crate::haproxy::generation::GenerationId;
-use crate::host::preflight::RUN_DIRECTORY;
+use crate::host::preflight::{Facts, RUN_DIRECTORY};
+use crate::host::sweep::sweep_by;
 use crate::listeners::compare::Seen;
 use crate::listeners::fetch::listeners;
 use crate::settings::Predecessors;
@@ -27,6 +29,8 @@ use crate::settings::Predecessors;
 pub struct TakingOver {
     pub wanted: Predecessors,
     pub asker: Asker,
+    /// On which those may leave something who die meanwhile.
+    host: Facts,
     finding: Option<JoinHandle<()>>,
     pub(super) predecessors: Vec<Predecessor>,
     /// What they listen on and did not hand over.
@@ -40,10 +44,11 @@ pub struct TakingOver {
 
 impl TakingOver {
     #[must_use]
-    pub fn new(wanted: Predecessors, asker: Asker) -> Self {
+    pub fn new(wanted: Predecessors, asker: Asker, host: Facts) -> Self {
         Self {
             wanted,
             asker,
+            host,
             finding: None,
             predecessors: Vec::new(),
             separate: Separate::default(),
@@ -71,7 +76,7 @@ impl Supervisor {
 
     pub(super) async fn found(&mut self, found: Result<Found, Hindered>) -> Option<u8> {
         match found {
-            Ok(Found { predecessors, listeners, left_alone }) => {
+            Ok(Found { predecessors, listeners, left_alone, died }) => {
                 let birth = match predecessors.as_slice() {
                     [] => Birth::Alone,
                     _ => Birth::Successor,
@@ -89,6 +94,10 @@ impl Supervisor {
                 }
                 self.taking_over.predecessors = predecessors;
                 self.keeper.hold(listeners);
+                if died || birth == Birth::Alone {
+                    // Somebody may have died after our set-up looked. Its turn comes behind the launch.
+                    self.send(Message::SweepWanted);
+                }
                 self.event(Event::Found(birth)).await
             }
             Err(Hindered(reason)) => {
@@ -171,6 +180,7 @@ impl Supervisor {
                 warn!(predecessor, status, "it is gone, and did not end as it should: see its log");
             }
             Told::Died => {
+                self.send(Message::SweepWanted);
                 let doubt = format!("{predecessor} died, and what it had accepted with it");
                 warn!("{doubt}: see why it was killed");
                 if let Some(takeover) = &mut self.taking_over.receipt {
@@ -187,6 +197,21 @@ impl Supervisor {
         let receipt = self.taken_receipt(id);
         self.taking_over.receipt = Some(Takeover { receipt, predecessors: Vec::new() });
         self.complete_takeover();
+    }
+
+    /// Its container stays away for us, so nobody else would; and its diversion is ahead of ours.
+    pub(super) async fn sweep_after_the_dead(&mut self) {
+        let facts = &self.taking_over.host;
+        if !facts.can_be_swept() {
+            return;
+        }
+        match sweep_by(self.host_until(), facts).await {
+            Ok(swept) => tell_of_sweep(&swept),
+            Err(error) => error!(
+                "what a dead hapilot left on the host may be there still: {error:#}; `hapilot sweep` \
+                 tries again"
+            ),
+        }
     }
 
     fn complete_takeover(&mut self) {

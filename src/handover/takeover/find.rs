@@ -23,6 +23,8 @@ pub struct Found {
     pub listeners: Vec<Listener>,
     /// How many were meant, or might have been, and are not relieved. Each was told of.
     pub left_alone: usize,
+    /// One that was meant died meanwhile.
+    pub died: bool,
 }
 
 /// Who asks.
@@ -40,11 +42,13 @@ pub struct Asker {
 pub struct Hindered(pub String);
 
 pub async fn find(wanted: &Predecessors, asker: &Asker) -> Result<Found, Hindered> {
+    let mut died = false;
     loop {
         if let Some(found) = attempt(wanted, asker).await? {
-            return Ok(found);
+            return Ok(Found { died, ..found });
         }
         // One ended while we waited for it: whoever is there now may be another one.
+        died = true;
     }
 }
 
@@ -100,7 +104,10 @@ async fn reserve(mut hapilot: Box<Hapilot>, chosen: &[String]) -> Result<Step, H
     info!(predecessor = name, state = hapilot.hello.state, "to be relieved");
     match hapilot.reserve().await {
         Ok(Reserved::Yes { paused }) => Ok(Step::Holds(Predecessor::Hapilot { hapilot, paused })),
-        Ok(Reserved::Gone) => Ok(Step::Again),
+        Ok(Reserved::Gone) => {
+            hapilot.dead().await;
+            Ok(Step::Again)
+        }
         Ok(Reserved::No { reason, by: Some(by) }) if chosen.contains(&by) => {
             info!("{name}: {reason}; we relieve that one");
             Ok(Step::LeftAlone)

@@ -18,6 +18,8 @@ use crate::listeners::fetch::{self, Listener};
 const HELLO_LIMIT: Duration = Duration::from_secs(5);
 /// It may be starting or reloading, and its HAProxy may take as long as ours may.
 const RESERVE_LIMIT: Duration = Duration::from_mins(6);
+/// The kernel closes a killed one's sockets one by one.
+const DEATH_LIMIT: Duration = Duration::from_secs(5);
 /// It has to take its interception away first.
 const RETIRE_LIMIT: Duration = Duration::from_secs(10);
 
@@ -134,6 +136,14 @@ impl Hapilot {
             Some(Answer::Refused { reason, .. }) => bail!(reason),
             Some(other) => bail!("it answered {other:?}"),
             None => Ok(Retired::Gone),
+        }
+    }
+
+    /// Waits until one that hung up without a last word is dead: then what it had on the host is
+    /// nobody's.
+    pub async fn dead(&self) {
+        if tokio::time::timeout(DEATH_LIMIT, lease::dead(self.instance)).await.is_err() {
+            tracing::warn!("{} hung up and lives: what it has on the host stays", self.name());
         }
     }
 

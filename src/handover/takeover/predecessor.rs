@@ -166,12 +166,17 @@ impl Predecessor {
     pub async fn relieve(self, tell: impl Fn(Told)) {
         match self {
             Self::Hapilot { mut hapilot, .. } => {
-                match hapilot.retire().await {
-                    Ok(Retired::Drains { sessions }) => tell(Told::Draining { sessions }),
-                    Ok(Retired::Gone) => return tell(Told::Died),
+                let status = match hapilot.retire().await {
+                    Ok(Retired::Drains { sessions }) => {
+                        tell(Told::Draining { sessions });
+                        hapilot.ended(|sessions| tell(Told::Draining { sessions })).await
+                    }
+                    Ok(Retired::Gone) => None,
                     Err(error) => return tell(Told::Deaf { reason: format!("{error:#}") }),
+                };
+                if status.is_none() {
+                    hapilot.dead().await;
                 }
-                let status = hapilot.ended(|sessions| tell(Told::Draining { sessions })).await;
                 tell(status.map_or(Told::Died, |status| Told::Gone { status: Some(status) }));
             }
             Self::Plain(plain) => plain.relieve(tell).await,

@@ -11,13 +11,19 @@ use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
+use hapilot::handover::guard::Guard;
+use hapilot::handover::strategy::Kind;
 use hapilot::host::applied::{Applied, Kernel};
 use hapilot::host::backend::{Backend, Firewall};
+use hapilot::host::barrier::{Barrier, Site};
+use hapilot::host::debts::Debts;
 use hapilot::host::lease::{self, Lease, SetupLock};
 use hapilot::host::linux::Linux;
 use hapilot::host::mark::{FwMark, Intercept, Port, TableId};
+use hapilot::host::nftables::Nftables;
 use hapilot::host::plan::Plan;
 use hapilot::host::preflight::{self, Facts};
+use hapilot::host::record::Migration;
 use hapilot::host::step::{Family, Program};
 
 use hapilot::host::{Host, Wanted, plan_for, sweep};
@@ -584,6 +590,38 @@ fn the_set_up_lock_is_waited_for_and_the_wait_has_an_end() {
             drop(held);
         });
         drop(second.unwrap());
+    });
+}
+
+/// Here it was 1 before: a guard whose owner was killed had made it so.
+#[test]
+fn no_sweep_restores_a_sysctl_under_a_guard_that_relies_on_it() {
+    in_netns(|| async {
+        const MIGRATE: &str = "/proc/sys/net/ipv4/tcp_migrate_req";
+        run(&format!("echo 1 > {MIGRATE}"));
+        let facts = facts();
+        let site = |lease: &Lease| Site {
+            instance: lease.instance(),
+            backend: facts.backend,
+            families: facts.families.clone(),
+            nftables: Nftables::default(),
+            debts: Debts::default(),
+            limit: Duration::from_secs(1),
+        };
+        let (dead, living) = (Host::take_lease().unwrap(), Host::take_lease().unwrap());
+        let left = Migration { instance: dead.instance(), former: 0 };
+        let _left = Barrier::note(&site(&dead), left).await.unwrap();
+        let (ours, ports) = (site(&living), BTreeSet::from([80]));
+        let guard = Guard::raise(Kind::Migrate, &ours, &ports).await.unwrap();
+        kill(dead, None);
+        let mut swept = std::pin::pin!(sweep::sweep(&facts, None));
+        let waits = tokio::time::timeout(Duration::from_millis(50), &mut swept).await;
+        assert!(waits.is_err(), "{waits:?}");
+        assert_eq!(run(&format!("cat {MIGRATE}")), "1\n");
+        assert_eq!(guard.lower().await.finish().await.failures, Vec::<String>::new());
+        let swept = swept.await.unwrap();
+        assert_eq!((swept.instances, swept.failures.len()), (vec![left.instance], 0));
+        assert_eq!(run(&format!("cat {MIGRATE}")), "0\n");
     });
 }
 

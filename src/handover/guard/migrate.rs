@@ -1,9 +1,10 @@
 //! `net.ipv4.tcp_migrate_req=1` for as long as it takes (Linux 5.14).
 //!
 //! The kernel asks for it at two moments: when a listener is closed, for what waits in its queue,
-//! and when a handshake that began with it ends. Only one instance at a time may write it, so the
-//! set-up lock is held meanwhile. The former value is in the guard's chain before the sysctl is
-//! written, for the sweep.
+//! and when a handshake that began with it ends. Only one instance at a time may write it, and
+//! nobody may restore it under one that relies on it (a sweep does, where a guard's owner was
+//! killed): so the set-up lock is held meanwhile, whoever made it 1. The former value is in the
+//! guard's chain before the sysctl is written, for the sweep.
 
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ pub(super) struct Migrate {
     former: Option<u8>,
     note: Option<Barrier>,
     debts: Debts,
-    _lock: Option<SetupLock>,
+    _lock: SetupLock,
 }
 
 /// Whether this host does it already, or lets us.
@@ -44,7 +45,7 @@ impl Migrate {
         let lock = SetupLock::take(LOCK_LIMIT).await?;
         let debts = site.debts.clone();
         let former = match sysctl::value(MIGRATE)? {
-            Some(1) => return Ok(Self { former: None, note: None, debts, _lock: None }),
+            Some(1) => return Ok(Self { former: None, note: None, debts, _lock: lock }),
             Some(former) => former,
             None => bail!("this kernel has no {MIGRATE}"),
         };
@@ -54,7 +55,7 @@ impl Migrate {
             .inspect_err(|error| debug!("write {MIGRATE} without a note for the sweep: {error:#}"))
             .ok();
         debts.owe(&[Undo::RestoreMigration { former }]);
-        let raised = Self { former: Some(former), note, debts, _lock: Some(lock) };
+        let raised = Self { former: Some(former), note, debts, _lock: lock };
         if let Err(error) = sysctl::set(MIGRATE, 1) {
             if let Err(more) = raised.lower().await {
                 warn!("{more:#}");

@@ -233,8 +233,7 @@ impl Host {
         self.kernel.finish_by(until);
         // Before anything that may have to wait: from here on nobody is diverted.
         let mut failures = self.interception.roll_back(&mut self.kernel).await;
-        let limit = TEAR_DOWN_LOCK.min(until.saturating_duration_since(Instant::now()));
-        let _lock = SetupLock::take(limit)
+        let _lock = SetupLock::take(lock_limit(until.saturating_duration_since(Instant::now())))
             .await
             .inspect_err(|error| warn!("tear down without the set-up lock: {error:#}"))
             .ok();
@@ -264,6 +263,11 @@ impl Host {
     fn others(&self) -> Result<Vec<Record>> {
         Survey::take(&self.kernel, &self.facts)?.living_records(Some(self.instance))
     }
+}
+
+/// Who has little time left to tear down needs half of it for that.
+fn lock_limit(left: Duration) -> Duration {
+    TEAR_DOWN_LOCK.min(left / 2)
 }
 
 fn collected(failures: Vec<Failure>) -> Result<(), TearDownError> {
@@ -369,4 +373,17 @@ fn former(kernel: &Linux, families: &[Family]) -> Result<Former> {
         former.set(family, value);
     }
     Ok(former)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_holds_the_set_up_lock_leaves_time_for_the_tear_down() {
+        for left in [20, 4, 2, 1].map(Duration::from_secs) {
+            assert!(lock_limit(left) <= TEAR_DOWN_LOCK);
+            assert!(left - lock_limit(left) >= left / 2, "{left:?}");
+        }
+    }
 }

@@ -95,7 +95,7 @@ enum Own {
         #[arg(long, conflicts_with = "json")]
         watch: bool,
     },
-    /// Show the oldest sessions of every generation: why is an old one still there?
+    /// Show the oldest sessions of every generation (why is an old one still there?), or end one.
     Sessions {
         /// One JSON list, with up to a thousand of each generation.
         #[arg(long)]
@@ -103,6 +103,10 @@ enum Own {
         /// How many of each generation.
         #[arg(long, default_value_t = 20)]
         most: usize,
+        /// End this one, by the id that is shown; the exit status is 1 if it is over already.
+        #[arg(long, value_name = "ID", value_parser = sessions::Which::parse)]
+        #[arg(conflicts_with_all = ["json", "most"])]
+        end: Option<sessions::Which>,
     },
     /// Reload and wait; the exit status says whether the reload was taken.
     Reload {
@@ -200,7 +204,8 @@ fn own(words: Vec<OsString>) -> u8 {
         Own::Plan => plan(),
         Own::Status { json, watch: false } => status(json),
         Own::Status { watch: true, .. } => watch_status(),
-        Own::Sessions { json, most } => sessions(json, most),
+        Own::Sessions { end: Some(which), .. } => end_session(&which),
+        Own::Sessions { json, most, .. } => sessions(json, most),
         Own::Reload { json } => reload(json),
         Own::Stop => stop(),
         Own::Drain { which, wait } => servers(&which, Wish::Drain, wait),
@@ -464,6 +469,30 @@ fn sessions(as_json: bool, most: usize) -> Result<u8, Refused> {
         other => return Err(unexpected(&other).into()),
     }
     Ok(0)
+}
+
+fn end_session(which: &sessions::Which) -> Result<u8, Refused> {
+    let status = ask_status()?;
+    let owner = status.generations.iter().find(|generation| generation.id == which.generation);
+    let owner = owner.ok_or_else(|| Refused {
+        status: 1,
+        text: format!(
+            "end session {which}: there is no generation {} now; hapilot sessions shows those that \
+             there are",
+            which.generation
+        ),
+    })?;
+    let answer = runtime::one(&which.end(), owner, ask_inside);
+    let answer = answer.with_context(|| format!("end session {which}"))?;
+    if answer.refused {
+        complain(&format!(
+            "end session {which}: HAProxy says {:?}; hapilot sessions shows those that there are",
+            answer.text
+        ));
+    } else {
+        say(format_args!("ended {which}"));
+    }
+    Ok(u8::from(answer.refused))
 }
 
 fn reload(as_json: bool) -> Result<u8, Refused> {

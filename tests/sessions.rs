@@ -5,6 +5,7 @@
 use crate::lab;
 
 use lab::network::{BALANCER4, CLIENT4};
+use lab::versions::await_gone;
 use lab::{Download, Finished, Instance, Lab, get, haproxy_cfg, until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -73,6 +74,49 @@ fn a_stop_that_waits_is_explained_by_the_session_that_it_waits_for() {
     lab.origin.open_gate();
     assert!(session.finish().is_answered());
     assert_eq!(hapilot.wait(lab::LONG).code(), Some(0));
+}
+
+fn end(hapilot: &Instance, id: &str) -> Finished {
+    Finished::from(hapilot.command(&["sessions", "--end", id]))
+}
+
+#[test]
+fn one_session_is_ended_alone_whichever_generation_has_it() {
+    let (lab, mut hapilot) = lab();
+    let old = hapilot.current();
+    let first = Download::begin(&lab.client, &address(), "/hang");
+    let id = |session: &Value| session["id"].as_str().unwrap().to_owned();
+    let first_id = id(&of(&hapilot, "serving")[0]);
+    let second = Download::begin(&lab.client, &address(), "/slow");
+    hapilot.reload();
+    let third = Download::begin(&lab.client, &address(), "/hang");
+    let serving = of(&hapilot, "serving");
+    assert_eq!((serving.len(), of(&hapilot, "draining").len()), (1, 2));
+    assert!(serving[0]["idle_s"].is_u64(), "{serving:?}");
+    end(&hapilot, &first_id).assert_code(0).assert_says(&["ended ", &first_id]);
+    assert!(!first.finish().is_answered());
+    until(lab::SHORT, "it is gone", || (of(&hapilot, "draining").len() == 1).then_some(()));
+    assert_eq!(of(&hapilot, "serving").len(), 1, "nobody else's");
+    end(&hapilot, &first_id).assert_code(1).assert_says(&["No such session"]);
+    end(&hapilot, &id(&serving[0])).assert_code(0);
+    assert!(!third.finish().is_answered());
+    lab.origin.open_gate();
+    assert!(second.finish().is_answered());
+    await_gone(&mut hapilot, &old, lab::SHORT);
+    end(&hapilot, &first_id).assert_code(1).assert_says(&["there is no generation"]);
+    end(&hapilot, "0x1").assert_code(64).assert_says(&["for example 3/0x"]);
+    hapilot.stop();
+}
+
+#[test]
+fn a_stop_is_over_when_the_session_that_it_waits_for_is_ended() {
+    let (lab, mut hapilot) = lab();
+    let session = Download::begin(&lab.client, &address(), "/hang");
+    hapilot.signal(Signal::SIGTERM);
+    let left = until(lab::SHORT, "the session is known", || of(&hapilot, "draining").pop());
+    end(&hapilot, left["id"].as_str().unwrap()).assert_code(0);
+    assert!(!session.finish().is_answered());
+    assert_eq!(hapilot.wait(lab::SHORT).code(), Some(0));
 }
 
 #[test]

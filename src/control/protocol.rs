@@ -76,11 +76,15 @@ pub struct GenerationStatus {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionStatus {
+    /// `GENERATION/ID`, for HAProxy's own may be that of another one's session as well.
+    pub id: String,
     pub client: String,
     pub frontend: String,
     /// `backend/server`, once there is one.
     pub server: Option<String>,
     pub age_s: u64,
+    /// Since data last came from the client or went to it; `null` where the kernel does not know him.
+    pub idle_s: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Session {
+    /// By which HAProxy knows it, as long as it is there.
+    pub id: String,
     /// An address, or what HAProxy says of a client without one.
     pub client: String,
     pub frontend: String,
@@ -37,6 +39,7 @@ impl Session {
             known("srv").map_or(backend.to_owned(), |server| format!("{backend}/{server}"))
         });
         Some(Self {
+            id: line.split_once(':')?.0.to_owned(),
             client: field("src")?.to_owned(),
             frontend: frontend.to_owned(),
             server,
@@ -60,6 +63,7 @@ mod tests {
         let line = "0x55d2baa2fa30: proto=tcpv6 src=::ffff:10.1.0.2:37534 fe=web be=o srv=s1 ts=00 \
                     epoch=0 age=1h2m calls=4 rq[f=49c40000h,i=0,an=8000h,rx=,wx=,ax=] exp=58s rc=0";
         let session = Session::read(line).unwrap();
+        assert_eq!(session.id, "0x55d2baa2fa30");
         assert_eq!((&*session.frontend, session.server.as_deref()), ("web", Some("o/s1")));
         assert_eq!(session.age, Duration::from_mins(62));
         let begun =

@@ -48,7 +48,8 @@ fn heading(generation: &GenerationStatus) -> String {
     format!("# generation {}, {}{pid}\n", generation.id, generation.state)
 }
 
-fn one(
+/// Whoever drains is asked by hapilot.
+pub fn one(
     command: &str,
     generation: &GenerationStatus,
     inside: impl Fn(u32, &str) -> Result<String>,

@@ -1,7 +1,12 @@
 //! Acts: what each generation is asked for whom it does not answer itself any more, and which
 //! sessions it has, for `hapilot sessions`.
 //!
-//! One that drains takes no new conversation: there is one with it that began before.
+//! One that drains takes no new conversation: there is one with it that began before. How long a
+//! client has been silent HAProxy does not tell; the kernel does.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::sync::oneshot;
@@ -12,7 +17,8 @@ use super::run::Supervisor;
 use crate::control::protocol::{Answer, GenerationSessions, GenerationStatus, SessionStatus};
 use crate::haproxy::insider::Insider;
 use crate::haproxy::runtime_api::{LIMIT, ask};
-use crate::haproxy::session::Session;
+use crate::haproxy::session::{Session, canonical};
+use crate::listeners::socket_table;
 
 /// Of each generation the oldest are told of.
 const MOST: usize = 1000;
@@ -32,12 +38,15 @@ impl Supervisor {
                     Some(inside) => inside.await,
                     None => ask(&socket, COMMAND, LIMIT).await,
                 };
-                told(text, status)
+                (text, status)
             });
         }
         tokio::task::spawn_local(async move {
+            let answered = join_all(asked).await;
+            let silent = silent();
+            let told = answered.into_iter().map(|(text, status)| told(text, status, &silent));
             // Whoever asked may have left.
-            let _ = answer.send(Answer::Sessions { generations: join_all(asked).await });
+            let _ = answer.send(Answer::Sessions { generations: told.collect() });
         });
     }
 
@@ -63,17 +72,31 @@ impl Supervisor {
     }
 }
 
-fn told(text: anyhow::Result<String>, generation: GenerationStatus) -> GenerationSessions {
+/// For how long, by the client's address.
+fn silent() -> HashMap<SocketAddr, Duration> {
+    let table = socket_table::sessions();
+    let table = table.inspect_err(|error| tracing::warn!("silence is not known: {error:#}"));
+    table.into_iter().flatten().map(|s| (canonical(s.remote), s.silent)).collect()
+}
+
+fn told(
+    text: anyhow::Result<String>,
+    generation: GenerationStatus,
+    silent: &HashMap<SocketAddr, Duration>,
+) -> GenerationSessions {
     let unknown = text.as_ref().err().map(|error| format!("{error:#}"));
     let text = text.unwrap_or_default();
     let mut sessions: Vec<_> = text.lines().filter_map(Session::read).collect();
     sessions.sort_by_key(|session| std::cmp::Reverse(session.age));
     let count = sessions.len();
     let oldest = sessions.into_iter().take(MOST).map(|session| SessionStatus {
+        id: format!("{}/{}", generation.id, session.id),
+        idle_s: session.address().and_then(|a| silent.get(&a)).map(Duration::as_secs),
         client: session.client,
         frontend: session.frontend,
         server: session.server,
         age_s: session.age.as_secs(),
     });
-    GenerationSessions { oldest: oldest.collect(), count, unknown, generation }
+    let oldest = oldest.collect();
+    GenerationSessions { generation, count, oldest, unknown }
 }

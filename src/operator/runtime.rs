@@ -10,6 +10,7 @@ use super::ask::{ask, ask_within, door};
 use crate::control::protocol::{GenerationStatus, Status};
 use crate::haproxy::answer::Answer;
 use crate::host::preflight::RUN_DIRECTORY;
+use crate::supervisor::lifecycle::Phase;
 
 /// One that does not serve may be stuck.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -54,7 +55,7 @@ pub fn one(
     generation: &GenerationStatus,
     inside: impl Fn(u32, &str) -> Result<String>,
 ) -> Result<Answer> {
-    if generation.state == "draining" {
+    if generation.state == Phase::Draining.as_str() {
         return inside(generation.id, command).map(|raw| Answer::read(&raw));
     }
     let socket = Path::new(RUN_DIRECTORY).join(format!("generation-{}.sock", generation.id));

@@ -12,7 +12,8 @@ use anyhow::{Result, bail};
 
 use super::ask::{ask, door};
 use super::server::{Patterns, Server, Wish, servers};
-use crate::control::protocol::Status;
+use crate::control::protocol::{GenerationStatus, Status};
+use crate::supervisor::lifecycle::{Phase, StateName};
 
 /// For a reload that is under way.
 const LIMIT: Duration = Duration::from_mins(1);
@@ -123,7 +124,8 @@ fn all() -> Result<Vec<Server>> {
 
 /// Who serves, if nothing is on its way.
 fn serving(status: &Status) -> Option<u32> {
-    let settled = status.state == "serving";
-    let serving = status.generations.iter().find(|generation| generation.state == "serving");
+    let settled = status.state == StateName::Serving.as_str();
+    let serves = |generation: &&GenerationStatus| generation.state == Phase::Serving.as_str();
+    let serving = status.generations.iter().find(serves);
     serving.filter(|_| settled).map(|generation| generation.id)
 }

@@ -16,9 +16,9 @@ use crate::handover::receipt::{Receipt, Verdict};
 use crate::listeners::compare::Changes;
 
 /// The states that a scrape shows, each with 1 or 0.
-const STATES: [&str; 7] =
+pub const STATES: [&str; 7] =
     ["starting", "taking-over", "serving", "reloading", "recovering", "relieved", "stopping"];
-const PHASES: [&str; 3] = ["starting", "serving", "draining"];
+pub const PHASES: [&str; 3] = ["starting", "serving", "draining"];
 /// From a small configuration on an idle machine to a large one with names to resolve.
 const READY: [f64; 10] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0];
 /// Guards are up for milliseconds, and two and a half seconds at most.

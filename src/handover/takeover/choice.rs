@@ -5,7 +5,7 @@
 
 use std::cmp::Reverse;
 
-use super::protocol::{Hello, stranger};
+use super::protocol::{Hello, LEAVES, stranger};
 use crate::problem::Problem;
 use crate::settings::Predecessors;
 
@@ -65,7 +65,7 @@ pub fn choose(wanted: &Predecessors, own: &Age, seen: &[Seen]) -> Choice {
                 format!("hapilot {instance} ({}) cannot be relieved: {reason}", hello.version),
                 "it serves on beside this one: stop it",
             ));
-        } else if ["stopping", "stopped", "relieved"].contains(&hello.state.as_str()) {
+        } else if LEAVES.contains(&hello.state.as_str()) {
             choice.notes.push(note(
                 format!("hapilot {instance} is {} already", hello.state),
                 "nothing: it ends when its sessions are over",

@@ -8,7 +8,7 @@ use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
 use super::door::line;
-use super::protocol::{Answer, Caller, Hello, Request};
+use super::protocol::{Answer, Caller, HAS_HAPROXY, Hello, Request};
 use crate::fault::{self, Point};
 use crate::host::instance::Instance;
 use crate::host::lease;
@@ -107,9 +107,8 @@ impl Hapilot {
     /// Its door leads there too. `None` while its HAProxy is dead.
     #[must_use]
     pub fn runtime_socket(&self) -> Option<PathBuf> {
-        let alive = ["starting", "serving", "reloading", "taking-over"];
         let name = format!("@{}", self.instance.lease_name());
-        alive.contains(&self.hello.state.as_str()).then(|| name.into())
+        HAS_HAPROXY.contains(&self.hello.state.as_str()).then(|| name.into())
     }
 
     /// Duplicates of what it listens on.

@@ -14,7 +14,7 @@ use std::time::SystemTime;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::protocol::{Caller, Hello, Name};
+use super::protocol::{Caller, Hello, Name, SERVES};
 use crate::fault::{self, Point};
 use crate::host::instance::Instance;
 
@@ -185,7 +185,6 @@ pub fn made_later(
     relieves_all: bool,
     living: &[(Instance, Option<Hello>)],
 ) -> Option<Instance> {
-    const SERVES: [&str; 4] = ["serving", "taking-over", "reloading", "recovering"];
     let is_successor = |hello: &Hello| {
         let known = own.container.is_some() && hello.name.container.is_some();
         known

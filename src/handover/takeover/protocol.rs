@@ -12,6 +12,12 @@ use serde::{Deserialize, Serialize};
 pub const PROTOCOL: u32 = 1;
 pub const LONGEST_LINE: usize = 256 * 1024;
 
+/// What another one's `state` says: that its HAProxy lives, that it serves or soon will again, that
+/// it is about to leave.
+pub const HAS_HAPROXY: [&str; 4] = ["starting", "serving", "reloading", "taking-over"];
+pub const SERVES: [&str; 4] = ["serving", "taking-over", "reloading", "recovering"];
+pub const LEAVES: [&str; 3] = ["stopping", "stopped", "relieved"];
+
 /// One run of hapilot, by what it can be recognised by after it has ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Name {

@@ -319,3 +319,24 @@ impl Turn {
         self.actions.push(action);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::metrics::{PHASES, STATES};
+    use crate::handover::takeover::protocol::{HAS_HAPROXY, LEAVES, SERVES};
+
+    #[test]
+    fn whoever_is_below_spells_states_as_they_are_spelled_here() {
+        use StateName::{
+            Recovering, Relieved, Reloading, Serving, Starting, Stopped, Stopping, TakingOver,
+        };
+        // Of one that has stopped nobody asks metrics.
+        let shown = [Starting, TakingOver, Serving, Reloading, Recovering, Relieved, Stopping];
+        assert_eq!(STATES, shown.map(StateName::as_str));
+        assert_eq!(PHASES, [Phase::Starting, Phase::Serving, Phase::Draining].map(Phase::as_str));
+        assert_eq!(HAS_HAPROXY, [Starting, Serving, Reloading, TakingOver].map(StateName::as_str));
+        assert_eq!(SERVES, [Serving, TakingOver, Reloading, Recovering].map(StateName::as_str));
+        assert_eq!(LEAVES, [Stopping, Stopped, Relieved].map(StateName::as_str));
+    }
+}

@@ -115,6 +115,11 @@ enum Own {
         json: bool,
     },
     /// Stop gracefully and wait for the end.
+    ///
+    /// As with TERM and USR1, no new connection is taken, and sessions may finish within
+    /// `HAPROXY_STOP_DEADLINE`. Whatever asks for a stop once more (`hapilot stop`, or a signal: TERM,
+    /// USR1, INT, QUIT) cuts those that are left at once; INT and QUIT do so without a stop before
+    /// them. Who interrupts this command only waits no longer: the stop goes on.
     Stop,
     /// Ask HAProxy over its runtime API; the exit status is 1 where it refuses.
     Runtime {

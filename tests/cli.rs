@@ -136,6 +136,7 @@ fn version_and_help_need_nothing() {
     let run = |args: &[&str]| host.container("hapilot").args(args).without_net_admin().finish();
     run(&["version"]).assert_code(0).assert_says(&[env!("CARGO_PKG_VERSION")]);
     run(&["help"]).assert_code(0).assert_says(&["check", "plan", "status", "reload", "sweep"]);
+    run(&["stop", "--help"]).assert_code(0).assert_says(&["TERM", "USR1", "INT", "QUIT"]);
     host.state().assert_same_as(&before);
 }
 

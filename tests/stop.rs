@@ -275,6 +275,19 @@ fn assert_ends_at_once((lab, mut hapilot, before): (Lab, Instance, HostState), l
 }
 
 #[test]
+fn a_stop_that_is_asked_for_while_one_waits_is_now() {
+    let (lab, mut hapilot, before) = start(&[]);
+    let mut download = Download::begin(&lab.client, &web(), "/hang");
+    hapilot.signal(Signal::SIGTERM);
+    await_refusal(&lab);
+    assert!(download.is_open(), "the first one waits");
+    assert!(hapilot.command(&["stop"]).status.success());
+    assert_eq!(hapilot.wait(SHORT).code(), Some(0));
+    assert!(!download.is_open());
+    lab.balancer.state().assert_same_as(&before);
+}
+
+#[test]
 fn a_second_term_stops_now() {
     let (lab, mut hapilot, before) = start(&[]);
     let mut download = Download::begin(&lab.client, &web(), "/hang");

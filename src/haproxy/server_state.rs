@@ -1,4 +1,5 @@
-//! Decides: what an operator set by hand that a new generation has to be told. Values only.
+//! Decides: what HAProxy says of its servers, and what of it an operator set by hand that a new
+//! generation has to be told. Values only.
 //!
 //! Drains, maintenance and weights given over the runtime API live in the process alone, and a
 //! configuration need not say `load-server-state-from-file`, so the difference is put into
@@ -9,19 +10,21 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 
 /// Bits of `srv_admin_state` that come from the runtime API (`SRV_ADMF_FMAINT`, `SRV_ADMF_FDRAIN`).
-const FORCED_MAINTENANCE: u32 = 0x01;
-const FORCED_DRAIN: u32 = 0x08;
+pub const FORCED_MAINTENANCE: u32 = 0x01;
+pub const FORCED_DRAIN: u32 = 0x08;
 /// Set beside `FORCED_MAINTENANCE` for `disabled` in the configuration (`SRV_ADMF_CMAINT`).
-const CONFIGURED_MAINTENANCE: u32 = 0x04;
+pub const CONFIGURED_MAINTENANCE: u32 = 0x04;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Server {
-    backend: String,
-    name: String,
+pub struct Server {
+    pub backend: String,
+    pub name: String,
     number: u64,
-    admin: u32,
+    /// By its checks; a state that was kept does not say so.
+    pub is_down: bool,
+    pub admin: u32,
     /// The weight in force and the one of the configuration.
-    weight: u32,
+    pub weight: u32,
     configured_weight: u32,
 }
 
@@ -67,7 +70,7 @@ fn differences(old: &Server, new: &Server) -> Vec<String> {
 pub fn by_hand(state: &str) -> String {
     let mut kept = "# be_name srv_id srv_name srv_admin_state srv_uweight srv_iweight\n".to_owned();
     for server in servers(state) {
-        let Server { backend, name, number, admin, weight, configured_weight } = server;
+        let Server { backend, name, number, admin, weight, configured_weight, .. } = server;
         if admin & (FORCED_DRAIN | FORCED_MAINTENANCE) != 0 || weight != configured_weight {
             // Into a `String` it cannot fail.
             let _ =
@@ -93,48 +96,37 @@ pub fn numbers(state: &str) -> HashMap<String, HashMap<String, u64>> {
     all
 }
 
-fn servers(state: &str) -> Vec<Server> {
-    let Some(columns) = Columns::find(state) else { return Vec::new() };
-    state.lines().filter_map(|line| columns.server(line)).collect()
+/// Every server of a state that has the columns which we need.
+#[must_use]
+pub fn servers(state: &str) -> Vec<Server> {
+    let names = state.lines().find_map(|line| line.strip_prefix("# ")).unwrap_or_default();
+    let at = COLUMNS.map(|wanted| names.split_whitespace().position(|name| name == wanted));
+    state.lines().filter_map(|line| server(line, at)).collect()
 }
 
-/// Where in a line the fields are that we want.
-struct Columns {
-    backend: usize,
-    name: usize,
-    number: usize,
-    admin: usize,
-    weight: usize,
-    configured_weight: usize,
-}
+const COLUMNS: [&str; 7] = [
+    "be_name",
+    "srv_name",
+    "srv_id",
+    "srv_op_state",
+    "srv_admin_state",
+    "srv_uweight",
+    "srv_iweight",
+];
 
-impl Columns {
-    fn find(state: &str) -> Option<Self> {
-        let names = state.lines().find_map(|line| line.strip_prefix("# "))?;
-        let at = |wanted| names.split_whitespace().position(|name| name == wanted);
-        Some(Self {
-            backend: at("be_name")?,
-            name: at("srv_name")?,
-            number: at("srv_id")?,
-            admin: at("srv_admin_state")?,
-            weight: at("srv_uweight")?,
-            configured_weight: at("srv_iweight")?,
-        })
-    }
-
-    fn server(&self, line: &str) -> Option<Server> {
-        let values: Vec<&str> = line.split_whitespace().collect();
-        let text = |column: usize| values.get(column).copied();
-        let number = |column| text(column)?.parse::<u32>().ok();
-        Some(Server {
-            number: number(self.number)?.into(),
-            admin: number(self.admin)?,
-            weight: number(self.weight)?,
-            configured_weight: number(self.configured_weight)?,
-            backend: text(self.backend)?.to_owned(),
-            name: text(self.name)?.to_owned(),
-        })
-    }
+fn server(line: &str, at: [Option<usize>; COLUMNS.len()]) -> Option<Server> {
+    let values: Vec<&str> = line.split_whitespace().collect();
+    let [backend, name, number, operation, admin, weight, configured_weight] =
+        at.map(|column| values.get(column?).copied());
+    Some(Server {
+        backend: backend?.to_owned(),
+        name: name?.to_owned(),
+        number: number?.parse().ok()?,
+        is_down: operation == Some("0"),
+        admin: admin?.parse().ok()?,
+        weight: weight?.parse().ok()?,
+        configured_weight: configured_weight?.parse().ok()?,
+    })
 }
 
 #[cfg(test)]

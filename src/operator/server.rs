@@ -1,19 +1,22 @@
 //! Decides: which servers are meant, what each is asked to become, and whether it did. Values only.
 //!
-//! Formats: HAProxy management guide, "show servers state" (version 1) and "show stat".
+//! Format: HAProxy management guide, "show stat".
 
 use std::collections::HashMap;
 use std::fmt;
 
 use glob::{MatchOptions, Pattern};
 
-/// Bits of `srv_admin_state`: forced, inherited, configured, and for want of an address.
-const MAINTENANCE: u32 = 0x01 | 0x02 | 0x04 | 0x20;
+use crate::haproxy::server_state::{
+    self, CONFIGURED_MAINTENANCE, FORCED_DRAIN, FORCED_MAINTENANCE,
+};
+
+/// Bits of `srv_admin_state`: also inherited, and for want of an address.
+const MAINTENANCE: u32 = FORCED_MAINTENANCE | 0x02 | CONFIGURED_MAINTENANCE | 0x20;
 /// Those that `state ready` takes away.
-const SET_BY_HAND: u32 = 0x01 | 0x04 | 0x08;
-const FORCED_MAINTENANCE: u32 = 0x01;
-const FORCED_DRAIN: u32 = 0x08;
-const DRAIN: u32 = 0x08 | 0x10;
+const SET_BY_HAND: u32 = FORCED_MAINTENANCE | CONFIGURED_MAINTENANCE | FORCED_DRAIN;
+/// Also inherited.
+const DRAIN: u32 = FORCED_DRAIN | 0x10;
 const HIGHEST_WEIGHT: u16 = 256;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,24 +132,12 @@ fn matches(pattern: &Pattern, name: &str) -> bool {
 #[must_use]
 pub fn servers(state: &str, stat: &str) -> Vec<Server> {
     let sessions = sessions(stat);
-    let columns: Vec<&str> = state
-        .lines()
-        .find_map(|line| line.strip_prefix("# "))
-        .map(|names| names.split_whitespace().collect())
-        .unwrap_or_default();
-    let server = |line: &str| {
-        let values: HashMap<_, _> = columns.iter().copied().zip(line.split_whitespace()).collect();
-        let number = |name| values.get(name)?.parse::<u32>().ok();
-        let name = format!("{}/{}", values.get("be_name")?, values.get("srv_name")?);
-        Some(Server {
-            admin: number("srv_admin_state")?,
-            down: number("srv_op_state")? == 0,
-            weight: number("srv_uweight")?,
-            sessions: sessions.get(&name).copied().unwrap_or_default(),
-            name,
-        })
+    let with_sessions = |server: server_state::Server| {
+        let name = format!("{}/{}", server.backend, server.name);
+        let sessions = sessions.get(&name).copied().unwrap_or_default();
+        Server { name, admin: server.admin, down: server.is_down, weight: server.weight, sessions }
     };
-    state.lines().filter(|line| !line.starts_with('#')).filter_map(server).collect()
+    server_state::servers(state).into_iter().map(with_sessions).collect()
 }
 
 fn sessions(stat: &str) -> HashMap<String, u64> {

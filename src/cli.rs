@@ -17,6 +17,7 @@ use tracing::level_filters::LevelFilter;
 use crate::control::client::Client;
 use crate::control::protocol::{Answer, Request, SOCKET, Status};
 use crate::handover::receipt::Verdict;
+use crate::handover::takeover::plain::paused;
 use crate::haproxy::command_line::{Invocation, LAST_RESORT, Source, command, invocation};
 use crate::haproxy::embedded;
 use crate::haproxy::hint::hint;
@@ -636,6 +637,9 @@ fn last_resort(left: Duration) -> Result<u8, Refused> {
     match swept {
         Ok(swept) => swept.failures.iter().for_each(|failure| error!("{failure}")),
         Err(error) => error!("{error:#}; `hapilot sweep` tries again"),
+    }
+    if let Err(error) = in_runtime(paused::wake(Path::new(RUN_DIRECTORY))) {
+        error!("{error:#}; who was paused for a take-over may be so still");
     }
     log.finish();
     Ok(last_resort::STATUS)

@@ -4,7 +4,7 @@
 
 use crate::lab;
 
-use lab::haproxy_cfg::{DEFAULTS, backend, frontend, proxy, transparent};
+use lab::haproxy_cfg::{BROKEN, BROKEN_WORD, DEFAULTS, backend, frontend, proxy, transparent};
 use lab::network::{BALANCER6, BALANCER6_OTHER, CLIENT4, CLIENT6, SERVER4, SERVER6};
 use lab::spec::Spec;
 use lab::turnstile::Turnstile;
@@ -199,32 +199,59 @@ fn a_third_comes_while_the_first_still_drains() {
     lab.balancer.state().assert_same_as(&before);
 }
 
-/// Nobody else could wake it; but its ports are free, and it is relieved as if it served.
-#[test]
-fn a_successor_killed_while_the_old_one_is_paused_serves_when_it_is_started_again() {
-    let lab = Lab::new();
-    let before = lab.balancer.state();
+const NO_PTRACE: &str = "-sys_admin,-sys_ptrace";
+/// It may look, and where the kernel has Yama not take.
+const PTRACE: &str = "-sys_admin";
+const TAKES_NOTHING: (&str, &str) = ("HAPILOT_FAULT", "duplicate@*=fail");
+
+fn not_sharing(lab: &Lab) -> Plain {
     let global = "noreuseport\n  user haproxy\n  group haproxy";
     let config = format!("global\n  {global}\n{}", proxy(":80", "old"));
-    let mut old = Plain::start(&lab.balancer, "old", "-W -db", &config);
-    let pid = old.pid().to_string();
-    let path = lab.balancer.write("new.cfg", &proxy(":80", "new"));
-    let start = || {
-        let spec = lab.balancer.container("new").config(&path).pid(Pid::OfTheHost);
-        spec.env("HAPROXY_PIDS", &pid).without_capabilities("-sys_admin,-sys_ptrace").start()
-    };
-    let mut new = start();
+    Plain::start(&lab.balancer, "old", "-W -db", &config)
+}
+
+/// A HAProxy without hapilot that was paused for a successor, which was killed then.
+fn paused_by_one_that_was_killed(lab: &Lab, rights: &str) -> Plain {
+    let old = not_sharing(lab);
+    let mut new = relieving(lab, &old, &proxy(":80", "new"), rights).start();
     new.log.await_line("INFO paused");
     new.signal(Signal::SIGKILL);
     new.wait(SHORT);
-    drop(new);
-    let mut new = start();
-    let receipt = receipt(&mut new);
-    assert_eq!(receipt["predecessors"][0]["rung"], "separate", "{receipt}");
-    old.wait_gone();
-    assert_eq!(via(&lab), "new");
-    new.stop();
-    lab.balancer.state().assert_same_as(&before);
+    old
+}
+
+fn relieving<'l>(lab: &'l Lab, old: &Plain, config: &str, rights: &str) -> Spec<'l> {
+    let path = lab.balancer.write("new.cfg", config);
+    let spec = lab.balancer.container("new").config(&path).pid(Pid::OfTheHost);
+    let spec = spec.env("HAPROXY_PIDS", &old.pid().to_string()).envs(&[TAKES_NOTHING]);
+    spec.without_capabilities(rights)
+}
+
+/// Nobody else would wake it.
+#[test]
+fn a_successor_killed_while_the_old_one_is_paused_serves_when_it_is_started_again() {
+    for rights in [NO_PTRACE, PTRACE] {
+        let lab = Lab::new();
+        let before = lab.balancer.state();
+        let mut old = paused_by_one_that_was_killed(&lab, rights);
+        let mut new = relieving(&lab, &old, &proxy(":80", "new"), rights).start();
+        let receipt = receipt(&mut new);
+        assert_eq!(receipt["predecessors"][0]["rung"], "separate", "{receipt}");
+        old.wait_gone();
+        assert_eq!(via(&lab), "new");
+        new.stop();
+        lab.balancer.state().assert_same_as(&before);
+    }
+}
+
+#[test]
+fn who_was_paused_by_one_that_was_killed_serves_again_though_the_next_start_fails() {
+    let lab = Lab::new();
+    let mut old = paused_by_one_that_was_killed(&lab, NO_PTRACE);
+    let refused = relieving(&lab, &old, BROKEN, NO_PTRACE).finish();
+    refused.assert_code(1).assert_says(&[BROKEN_WORD]);
+    assert_eq!(via(&lab), "old");
+    assert!(old.is_running());
 }
 
 /// It is promised to nobody, as a hapilot would be: both relieve it, and the younger the older one.
@@ -250,6 +277,24 @@ fn two_that_relieve_a_haproxy_at_once_come_to_rest_with_one_serving() {
     assert_none_lost(load);
     stays.stop();
     lab.balancer.state().assert_same_as(&before);
+}
+
+#[test]
+fn who_was_paused_by_one_that_hangs_serves_again_at_its_end() {
+    let lab = Lab::new();
+    let mut old = not_sharing(&lab);
+    let spec = relieving(&lab, &old, &proxy(":80", "new"), NO_PTRACE);
+    // What comes behind the pause: the ports become free.
+    let spec = spec.envs(&[("HAPILOT_FAULT", "wait@2=halt"), ("HAPROXY_STOP_DEADLINE", "3s")]);
+    let mut new = spec.start();
+    new.log.await_line("fault: Halt wait@2");
+    new.log.await_line("INFO paused");
+    new.signal(Signal::SIGTERM);
+    new.wait(LONG);
+    until(LONG, "the old one answers", || {
+        get(&lab.client, &web(), "/").is_answered().then_some(())
+    });
+    assert!(old.is_running());
 }
 
 /// Leads clients of port 80 to that port, with or without anybody there.

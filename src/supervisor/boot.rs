@@ -38,6 +38,7 @@ use crate::handover::takeover::choice::age;
 use crate::handover::takeover::door::Door as SuccessorsDoor;
 use crate::handover::takeover::find::Asker;
 use crate::handover::takeover::marks;
+use crate::handover::takeover::plain::paused;
 use crate::handover::takeover::protocol::{Hello, Name, PROTOCOL};
 use crate::haproxy::command_line::{HaproxyArguments, Source, source};
 use crate::haproxy::configuration::{Configuration, closed_port};
@@ -419,6 +420,7 @@ async fn boot(mut survey: Survey, signals: Signals, log: Log) -> Result<u8> {
     marks::remove(Path::new(RUN_DIRECTORY))?;
     let orphans = orphans(Path::new(RUN_DIRECTORY));
     remove_leftovers(Path::new(RUN_DIRECTORY), &orphans)?;
+    paused::wake(Path::new(RUN_DIRECTORY)).await;
     let configuration = match &survey.asked.source {
         Source::Paths(paths) => paths.clone(),
         Source::Embedded => {

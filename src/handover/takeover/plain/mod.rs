@@ -5,6 +5,7 @@
 //! (`ladder`): from its own stats socket (`reach`, `runtime`), or straight out of its table of
 //! descriptors (`descriptors`), or not at all; then ours get ports of their own beside them, under a
 //! guard. Nothing is sent to it before ours is ready; from then on SIGUSR1, and we watch it drain.
+//! One that must leave its ports to ours is paused for that long, which is noted first (`paused`).
 
 pub mod borrow;
 mod descriptors;
@@ -13,6 +14,7 @@ pub mod find;
 pub mod haproxy;
 pub mod identity;
 pub mod ladder;
+pub mod paused;
 pub mod process;
 mod reach;
 pub mod relief;

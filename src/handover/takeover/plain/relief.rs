@@ -1,6 +1,7 @@
 //! Acts: the relief of one HAProxy, from finding it to the news that it is gone.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use anyhow::Result;
 use rustix::process::Signal;
@@ -10,6 +11,8 @@ use super::super::separate::Separate;
 use super::borrow::Borrowed;
 use super::find::haproxys;
 use super::haproxy::{Haproxy, Sockets};
+use super::paused;
+use crate::host::preflight::RUN_DIRECTORY;
 use crate::listeners::compare::Seen;
 use crate::listeners::fetch::Listener;
 use crate::problem::Problem;
@@ -85,6 +88,7 @@ impl Plain {
 
     /// Frees its ports, for one that does not share them; `spare` takes it back.
     pub fn pause(&mut self) -> Result<()> {
+        self.note_pause()?;
         self.haproxy.leader.signal(Signal::TTOU)?;
         self.paused = true;
         if let Some(borrowed) = &mut self.borrowed {
@@ -104,9 +108,15 @@ impl Plain {
             (None, Some(borrowed)) => borrowed.sessions().await,
             (counted, _) => counted,
         };
+        if self.sockets() == Sockets::Separate
+            && let Err(error) = self.note_pause()
+        {
+            tracing::warn!("{error:#}; were this one killed now, {} would stay", self.haproxy);
+        }
         if let Err(error) = self.haproxy.let_go(self.sockets()) {
             return tell(Told::Deaf { reason: format!("{error:#}") });
         }
+        paused::strike_out(Path::new(RUN_DIRECTORY), &self.haproxy.leader);
         tell(Told::Draining { sessions });
         match self.haproxy.gone().await {
             Ok(()) => tell(Told::Gone { status: None }),
@@ -116,11 +126,19 @@ impl Plain {
 
     /// It goes on as it did before we came.
     pub fn spare(self) {
-        if self.paused
-            && let Err(error) = self.haproxy.leader.signal(Signal::TTIN)
-        {
-            tracing::error!("{} stays paused: {error:#}", self.haproxy);
+        if !self.paused {
+            return;
         }
+        match self.haproxy.leader.signal(Signal::TTIN) {
+            Ok(()) => paused::strike_out(Path::new(RUN_DIRECTORY), &self.haproxy.leader),
+            Err(error) => tracing::error!("{} stays paused: {error:#}", self.haproxy),
+        }
+    }
+
+    fn note_pause(&self) -> Result<()> {
+        let Separate { known, suspected } = self.separate();
+        let listeners = known.iter().chain(&suspected).map(|seen| seen.inode).collect();
+        paused::note(Path::new(RUN_DIRECTORY), &self.haproxy.leader, &listeners)
     }
 
     fn sockets(&self) -> Sockets {

@@ -378,3 +378,30 @@ fn a_diversion_that_could_not_be_removed_at_once_is_gone_before_the_old_one_is()
     new.stop();
     lab.balancer.state().assert_same_as(&before);
 }
+
+/// Were both killed now and the new one could not start again, the old one would stay away for it.
+#[test]
+fn for_whom_a_successor_stands_it_remembers_once_that_one_has_let_go() {
+    let lab = Lab::new();
+    let spec = |name| {
+        let config = lab.balancer.write(&format!("{name}.cfg"), &proxy(":80", name));
+        lab.balancer.container(name).config(&config)
+    };
+    let hangs = spec("old").env("HAPILOT_FAULT", "mark@1=hang").start().serving();
+    let lineage = {
+        let mut new = spec("new").envs(&[AUTO]).start();
+        hangs.log.await_line("fault: Hang mark@1");
+        new.log.await_line("told to let go");
+        new.signal(Signal::SIGKILL);
+        new.wait(SHORT);
+        new.run_directory().join("lineage")
+    };
+    assert!(!lineage.exists(), "{lineage:?}");
+    drop(hangs);
+    let mut old = spec("old").start().serving();
+    let mut new = spec("new").envs(&[AUTO]).start();
+    receipt(&mut new);
+    assert_ends_with_0(&mut old);
+    assert!(lineage.exists());
+    new.stop();
+}

@@ -134,13 +134,11 @@ impl Supervisor {
         let predecessors = std::mem::take(&mut self.taking_over.predecessors);
         // From here on what they listen on is no concern of a reload.
         self.taking_over.separate = Separate::default();
-        // Before the first of them can end and be started again.
+        // Before the first of them can end and be started again. Not written down yet: were we
+        // killed now and could not serve again, who was never relieved would stay away for us.
         let hellos: Vec<Hello> =
             predecessors.iter().filter_map(Predecessor::hello).cloned().collect();
         let lineage = lineage(&hellos, &self.facts.borrow().lineage);
-        if let Err(error) = marks::write_lineage(Path::new(RUN_DIRECTORY), &lineage) {
-            warn!("{error:#}; started again, this one will not know whom it relieved");
-        }
         self.facts.borrow_mut().lineage = lineage;
         for (at, mut predecessor) in predecessors.into_iter().enumerate() {
             let relieved =
@@ -167,6 +165,7 @@ impl Supervisor {
 
     pub(super) fn told(&mut self, at: usize, told: &Told) {
         let Some(relieved) = self.taking_over.relieved.get_mut(at) else { return };
+        let has_let_go = !relieved.has_answered() && !matches!(told, Told::Deaf { .. });
         relieved.note(told);
         let predecessor = relieved.name.clone();
         match told {
@@ -190,7 +189,17 @@ impl Supervisor {
                 }
             }
         }
+        if has_let_go {
+            self.write_lineage();
+        }
         self.complete_takeover();
+    }
+
+    fn write_lineage(&self) {
+        let lineage = &self.facts.borrow().lineage;
+        if let Err(error) = marks::write_lineage(Path::new(RUN_DIRECTORY), lineage) {
+            warn!("{error:#}; started again, this one will not know whom it relieved");
+        }
     }
 
     pub(super) fn taken_over(&mut self, id: GenerationId) {

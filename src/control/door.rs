@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::fault::{self, Point};
 use crate::process::private::make_private;
-use crate::process::visitors::{Heard, Visitors};
+use crate::process::visitors::{Heard, Visitors, accepted};
 
 pub const SOCKET: &str = "haproxy.sock";
 /// HAProxy itself takes a hundred (`stats maxconn` in our fragment).
@@ -90,23 +90,15 @@ impl Drop for Door {
 async fn accept(listener: UnixListener, way: watch::Receiver<Way>, visits: Rc<Notify>) {
     let mut visitors = Visitors::new(MOST_AT_ONCE);
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let mut visitor = Visitor::new(stream, way.clone());
-                let visits = Rc::clone(&visits);
-                let visit = async move |heard: Heard| {
-                    let led = visitor.lead(&heard).await;
-                    tracing::trace!(?led, "runtime API");
-                    visits.notify_one();
-                };
-                visitors.admit(visit).await;
-            }
-            Err(error) => {
-                // Out of descriptors, most likely; trying again at once would spin.
-                tracing::warn!(%error, "could not accept a connection for the runtime API");
-                sleep(Duration::from_secs(1)).await;
-            }
-        }
+        let stream = accepted("for the runtime API", || listener.accept()).await;
+        let mut visitor = Visitor::new(stream, way.clone());
+        let visits = Rc::clone(&visits);
+        let visit = async move |heard: Heard| {
+            let led = visitor.lead(&heard).await;
+            tracing::trace!(?led, "runtime API");
+            visits.notify_one();
+        };
+        visitors.admit(visit).await;
     }
 }
 

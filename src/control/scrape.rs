@@ -23,6 +23,7 @@ use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
 use super::protocol::{Answer, Request};
 use super::server::Asked;
 use crate::fault::{self, Point};
+use crate::process::visitors::accepted;
 
 /// Whoever comes while as many are served waits in the kernel's queue.
 const MOST_AT_ONCE: usize = 32;
@@ -81,21 +82,13 @@ async fn accept(listener: TcpListener, scraper: Rc<Scraper>) {
     let places = Arc::new(Semaphore::new(MOST_AT_ONCE));
     // It is never closed.
     while let Ok(place) = Arc::clone(&places).acquire_owned().await {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let scraper = Rc::clone(&scraper);
-                tokio::task::spawn_local(async move {
-                    let served = tokio::time::timeout(PATIENCE, scraper.connection(stream)).await;
-                    tracing::trace!(?served, "scrape");
-                    drop(place);
-                });
-            }
-            Err(error) => {
-                // Out of descriptors, most likely; trying again at once would spin.
-                tracing::warn!(%error, "could not accept a connection for metrics");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-        }
+        let stream = accepted("for metrics", || listener.accept()).await;
+        let scraper = Rc::clone(&scraper);
+        tokio::task::spawn_local(async move {
+            let served = tokio::time::timeout(PATIENCE, scraper.connection(stream)).await;
+            tracing::trace!(?served, "scrape");
+            drop(place);
+        });
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::protocol::{Answer, LONGEST_REQUEST, Request};
 use crate::fault::{self, Point};
-use crate::process::visitors::{self, Heard, Visitors};
+use crate::process::visitors::{self, Heard, Visitors, accepted, refusal};
 
 /// Each has a descriptor, and a reload needs some as well.
 const MOST_AT_ONCE: usize = 100;
@@ -62,22 +62,14 @@ impl Drop for Server {
 async fn accept(listener: UnixListener, asked: mpsc::UnboundedSender<Asked>) {
     let mut visitors = Visitors::new(MOST_AT_ONCE);
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let asked = asked.clone();
-                let visit = async move |heard: Heard| {
-                    if let Err(error) = serve(stream, &asked, &heard).await {
-                        tracing::debug!(error = format!("{error:#}"), "control connection");
-                    }
-                };
-                visitors.admit(visit).await;
+        let stream = accepted("of a command", || listener.accept()).await;
+        let asked = asked.clone();
+        let visit = async move |heard: Heard| {
+            if let Err(error) = serve(stream, &asked, &heard).await {
+                tracing::debug!(error = format!("{error:#}"), "control connection");
             }
-            Err(error) => {
-                // Out of descriptors, most likely; trying again at once would spin.
-                tracing::warn!(%error, "could not accept a control connection");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-        }
+        };
+        visitors.admit(visit).await;
     }
 }
 
@@ -86,10 +78,7 @@ async fn serve(
     asked: &mpsc::UnboundedSender<Asked>,
     heard: &Heard,
 ) -> Result<()> {
-    let peer = stream.peer_cred().context("ask who the peer is")?.uid();
-    let own = rustix::process::geteuid().as_raw();
-    if peer != own {
-        let message = format!("only user {own} is served here, not user {peer}");
+    if let Some(message) = refusal(&stream)? {
         return send(&mut stream, &Answer::Error { message }).await;
     }
     let request = match tokio::time::timeout(PATIENCE, read_request(&mut stream)).await {

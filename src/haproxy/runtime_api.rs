@@ -5,12 +5,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
 use crate::fault::{self, Point};
 use crate::process::abstract_name;
+use crate::process::patience::within;
 
 /// HAProxy answers from its event loop; one that is stopped or stuck must not stop us.
 pub const LIMIT: Duration = Duration::from_secs(2);
@@ -24,9 +25,8 @@ pub async fn ask(socket: &Path, command: &str, limit: Duration) -> Result<String
         fault::within(Point::Ask).await?;
         exchange(connect(socket).await?, command).await
     };
-    tokio::time::timeout(limit, exchanged)
+    within(limit, exchanged)
         .await
-        .unwrap_or_else(|_| bail!("no answer within {}", humantime::format_duration(limit)))
         .with_context(|| format!("ask {} for {command:?}", socket.display()))
 }
 
@@ -72,13 +72,10 @@ pub async fn each_line(
         }
         Ok(())
     };
-    tokio::time::timeout(limit, exchange)
-        .await
-        .unwrap_or_else(|_| bail!("no whole answer within {}", humantime::format_duration(limit)))
-        .with_context(|| {
-            let begin: String = String::from_utf8_lossy(command).chars().take(60).collect();
-            format!("ask {} for {begin:?}", socket.display())
-        })
+    within(limit, exchange).await.with_context(|| {
+        let begin: String = String::from_utf8_lossy(command).chars().take(60).collect();
+        format!("ask {} for {begin:?}", socket.display())
+    })
 }
 
 /// The value of a line `Name: value` of `show info`.

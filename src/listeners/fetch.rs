@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketType, getsockname, recvmsg, sockopt,
 };
@@ -20,6 +20,7 @@ use tokio::net::UnixStream;
 use super::compare::Seen;
 use super::wire::{self, Description};
 use crate::fault::{self, Point};
+use crate::process::patience::within;
 
 const LIMIT: Duration = Duration::from_secs(2);
 
@@ -47,9 +48,8 @@ impl Listener {
 }
 
 pub async fn listeners(runtime_socket: &Path) -> Result<Vec<Listener>> {
-    tokio::time::timeout(LIMIT, fetch(runtime_socket))
+    within(LIMIT, fetch(runtime_socket))
         .await
-        .unwrap_or_else(|_| bail!("no answer within {}", humantime::format_duration(LIMIT)))
         .with_context(|| format!("ask {} for its listeners", runtime_socket.display()))
 }
 

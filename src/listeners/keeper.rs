@@ -26,7 +26,8 @@ use super::compare::Seen;
 use super::fetch::Listener;
 use super::wire;
 use crate::fault::{self, Point};
-use crate::process::visitors::{self, Heard, Visitors};
+use crate::process::patience::within;
+use crate::process::visitors::{self, Heard, Visitors, accepted, refusal};
 
 pub const SOCKET: &str = "keeper.sock";
 /// One generation starts at a time; the rest is room for strangers.
@@ -122,9 +123,7 @@ impl Offer {
     /// The peer has been looked at, and has sent its request.
     pub async fn give(&self, stream: &mut UnixStream) -> Result<()> {
         let kept = Rc::clone(&self.0.borrow());
-        tokio::time::timeout(LIMIT, give(stream, &kept))
-            .await
-            .unwrap_or_else(|_| bail!("it took too long"))
+        within(LIMIT, give(stream, &kept)).await
     }
 }
 
@@ -137,25 +136,14 @@ impl Drop for Keeper {
 async fn serve(listener: UnixListener, kept: Kept) {
     let mut visitors = Visitors::new(MOST_AT_ONCE);
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let kept = Rc::clone(&kept.borrow());
-                visitors.admit(async move |heard: Heard| visit(stream, &kept, &heard).await).await;
-            }
-            Err(error) => {
-                // Out of descriptors, most likely; trying again at once would spin.
-                tracing::warn!(%error, "listeners were not handed over: accept");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-        }
+        let stream = accepted("for listeners", || listener.accept()).await;
+        let kept = Rc::clone(&kept.borrow());
+        visitors.admit(async move |heard: Heard| visit(stream, &kept, &heard).await).await;
     }
 }
 
 async fn visit(stream: UnixStream, kept: &[Listener], heard: &Heard) {
-    let served = tokio::time::timeout(LIMIT, transfer(stream, kept, heard))
-        .await
-        .unwrap_or_else(|_| bail!("it took too long"));
-    match served {
+    match within(LIMIT, transfer(stream, kept, heard)).await {
         Ok(()) => {}
         Err(error) if heard.is_noted() => {
             tracing::warn!("listeners were not handed over: {error:#}");
@@ -166,9 +154,9 @@ async fn visit(stream: UnixStream, kept: &[Listener], heard: &Heard) {
 }
 
 async fn transfer(mut stream: UnixStream, kept: &[Listener], heard: &Heard) -> Result<()> {
-    let peer = stream.peer_cred().context("ask who the peer is")?.uid();
-    let own = rustix::process::geteuid().as_raw();
-    ensure!(peer == own, "user {peer} asked, only user {own} is served");
+    if let Some(reason) = refusal(&stream)? {
+        bail!(reason);
+    }
     let mut request = [0; wire::REQUEST.len()];
     stream.read_exact(&mut request).await.context("read the request")?;
     ensure!(request == wire::REQUEST, "{:?} is no request", String::from_utf8_lossy(&request));

@@ -8,6 +8,7 @@ pub mod aside;
 pub mod exit;
 pub mod handle;
 pub mod last_resort;
+pub mod patience;
 pub mod private;
 pub mod procfs;
 pub mod readiness;

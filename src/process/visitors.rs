@@ -10,14 +10,17 @@ use std::io;
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::Path;
 use std::rc::Rc;
+use std::time::Duration;
 
-use tokio::net::UnixListener;
+use anyhow::{Context, Result};
+use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::private::make_private;
 
 /// The kernel's queue is served in order: it shall not be long when strangers fill it.
 const MOST_WAITING: i32 = 8;
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 /// Listens with a short queue: whoever finds it full waits in `connect`, and gets in by turns.
 pub fn open(path: &Path) -> io::Result<UnixListener> {
@@ -26,6 +29,28 @@ pub fn open(path: &Path) -> io::Result<UnixListener> {
     rustix::net::listen(&listener, MOST_WAITING)?;
     listener.set_nonblocking(true)?;
     UnixListener::from_std(listener)
+}
+
+/// The next peer of a listener. `whose`: a connection of what kind, for the log.
+pub async fn accepted<S, A>(whose: &str, accept: impl AsyncFn() -> io::Result<(S, A)>) -> S {
+    loop {
+        match accept().await {
+            Ok((stream, _)) => return stream,
+            Err(error) => {
+                // Out of descriptors, most likely; trying again at once would spin.
+                tracing::warn!(%error, "could not accept a connection {whose}");
+                tokio::time::sleep(TRY_AGAIN).await;
+            }
+        }
+    }
+}
+
+/// Why this peer is not served, unless it is our own user.
+pub fn refusal(stream: &UnixStream) -> Result<Option<String>> {
+    let peer = stream.peer_cred().context("ask who the peer is")?.uid();
+    let own = rustix::process::geteuid().as_raw();
+    let stranger = peer != own;
+    Ok(stranger.then(|| format!("only user {own} is served here, not user {peer}")))
 }
 
 /// Whether a peer has said what it wants.

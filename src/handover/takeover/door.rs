@@ -22,6 +22,7 @@ use crate::haproxy::runtime_api::THROUGH;
 use crate::host::lease::Lease;
 use crate::listeners::keeper::Offer;
 use crate::listeners::wire;
+use crate::process::visitors::{accepted, refusal};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 /// For the last word to those whom we have told that we drain.
@@ -101,23 +102,15 @@ impl Door {
 
 async fn accept(listener: UnixListener, room: Room, visits: Rc<RefCell<JoinSet<()>>>) {
     for number in 0.. {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let (room, visit) = (room.clone(), Visit(number));
-                let mut visits = visits.borrow_mut();
-                while visits.try_join_next().is_some() {}
-                visits.spawn_local(async move {
-                    if let Err(error) = room.receive(stream, visit).await {
-                        tracing::debug!(error = format!("{error:#}"), "at the successor's door");
-                    }
-                });
+        let stream = accepted("of a successor", || listener.accept()).await;
+        let (room, visit) = (room.clone(), Visit(number));
+        let mut visits = visits.borrow_mut();
+        while visits.try_join_next().is_some() {}
+        visits.spawn_local(async move {
+            if let Err(error) = room.receive(stream, visit).await {
+                tracing::debug!(error = format!("{error:#}"), "at the successor's door");
             }
-            Err(error) => {
-                // Out of descriptors, most likely; trying again at once would spin.
-                tracing::warn!(%error, "could not accept a successor");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-        }
+        });
     }
 }
 
@@ -126,11 +119,9 @@ type Stream = BufReader<UnixStream>;
 impl Room {
     async fn receive(&self, stream: UnixStream, visit: Visit) -> Result<()> {
         fault::within(Point::Visit).await?;
-        let peer = stream.peer_cred().context("ask who the peer is")?.uid();
-        let own = rustix::process::geteuid().as_raw();
+        let refusal = refusal(&stream)?;
         let mut stream = BufReader::new(stream);
-        if peer != own {
-            let reason = format!("only user {own} is served here, not user {peer}");
+        if let Some(reason) = refusal {
             return say(&mut stream, &Answer::Refused { reason, by: None }).await;
         }
         let first = tokio::time::timeout(PATIENCE, line(&mut stream))

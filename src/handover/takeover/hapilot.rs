@@ -13,6 +13,7 @@ use crate::fault::{self, Point};
 use crate::host::instance::Instance;
 use crate::host::lease;
 use crate::listeners::fetch::{self, Listener};
+use crate::process::patience::within;
 
 /// One that starts sets its host up without a pause to answer us.
 const HELLO_LIMIT: Duration = Duration::from_secs(5);
@@ -59,11 +60,8 @@ pub enum Retired {
 
 impl Hapilot {
     pub async fn meet(instance: Instance, caller: &Caller) -> Result<Self> {
-        tokio::time::timeout(HELLO_LIMIT, Self::greet(instance, caller))
+        within(HELLO_LIMIT, Self::greet(instance, caller))
             .await
-            .unwrap_or_else(|_| {
-                bail!("no answer within {}", humantime::format_duration(HELLO_LIMIT))
-            })
             .with_context(|| format!("say hello to hapilot {instance}"))
     }
 
@@ -113,14 +111,12 @@ impl Hapilot {
 
     /// Duplicates of what it listens on.
     pub async fn listeners(&self) -> Result<Vec<Listener>> {
-        let limit = HELLO_LIMIT;
         let fetch = async {
             fault::within(Point::Borrow).await?;
             fetch::from(lease::knock(self.instance)?).await
         };
-        tokio::time::timeout(limit, fetch)
+        within(HELLO_LIMIT, fetch)
             .await
-            .unwrap_or_else(|_| bail!("no answer within {}", humantime::format_duration(limit)))
             .with_context(|| format!("ask hapilot {} for its listeners", self.instance))
     }
 

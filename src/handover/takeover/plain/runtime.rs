@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use tokio::net::UnixStream;
 
 use super::haproxy::Haproxy;
@@ -14,6 +14,7 @@ use super::tables::UnixName;
 use super::view::View;
 use crate::haproxy::runtime_api::{exchange, field};
 use crate::listeners::fetch::{self, Listener};
+use crate::process::patience::within;
 
 const LIMIT: Duration = Duration::from_secs(1);
 /// Where we may not look, every unix socket of the network namespace could be one.
@@ -97,10 +98,4 @@ impl Runtime {
         let info = info.await.ok()?;
         field(&info, "CurrConns")?.parse().ok()
     }
-}
-
-async fn within<T>(limit: Duration, answer: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::time::timeout(limit, answer)
-        .await
-        .unwrap_or_else(|_| bail!("no answer within {}", humantime::format_duration(limit)))
 }

@@ -109,7 +109,8 @@ enum Own {
         #[arg(conflicts_with_all = ["json", "most"])]
         end: Option<sessions::Which>,
     },
-    /// Reload and wait; the exit status says whether the reload was taken.
+    /// Reload and wait until new connections meet the new configuration only; the exit status says
+    /// whether it was taken.
     Reload {
         /// Print the receipt as one JSON object.
         #[arg(long)]

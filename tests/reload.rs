@@ -3,7 +3,7 @@
 
 use crate::lab;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lab::client::get_within;
 use lab::haproxy_cfg::{BROKEN, BROKEN_WORD, proxy};
@@ -13,6 +13,8 @@ use lab::{
     Download, Finished, Generation, HalfOpen, HostState, Instance, LONG, Lab, Load, SHORT, until,
 };
 use nix::sys::signal::Signal;
+
+const LET_GO_LIMIT: Duration = Duration::from_secs(2);
 
 fn start() -> (Lab, Instance, HostState) {
     Lab::serving(&proxy(":80", "v1"), &[])
@@ -36,7 +38,7 @@ fn reloads_under_steady_connections_refuse_and_reset_none() {
         }
         hapilot.await_successor(&old);
     }
-    assert_eq!(via(&lab), "v9");
+    until(SHORT, "the last configuration answers", || (via(&lab) == "v9").then_some(()));
     let tally = load.finish();
     assert_eq!(tally.failed, [], "{} were answered", tally.answered);
     assert!(tally.answered > 200, "too few to prove anything: {}", tally.answered);
@@ -79,6 +81,28 @@ fn a_broken_configuration_is_refused_in_haproxys_words_and_the_next_good_one_is_
     assert_eq!(via(&lab), "v2");
     let tally = load.finish();
     assert_eq!(tally.failed, [], "{} were answered", tally.answered);
+    end(&lab, hapilot, &before);
+}
+
+#[test]
+fn when_a_reload_is_called_done_no_new_connection_meets_the_old_one() {
+    let (lab, mut hapilot, before) = start();
+    for round in 0..20 {
+        let version = format!("round{round}");
+        configure(&lab, &version);
+        hapilot.reload();
+        assert_eq!(via(&lab), version);
+    }
+    // For one that is stuck nobody waits for ever.
+    hapilot.await_serving();
+    let old = hapilot.current();
+    lab::process::freeze(hapilot.process_of(&old));
+    configure(&lab, "last");
+    let begun = Instant::now();
+    hapilot.reload();
+    assert!(begun.elapsed() >= LET_GO_LIMIT, "{:?}", begun.elapsed());
+    assert_eq!(via(&lab), "last");
+    lab::process::kill(hapilot.process_of(&old), Signal::SIGCONT);
     end(&lab, hapilot, &before);
 }
 

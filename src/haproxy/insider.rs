@@ -63,13 +63,34 @@ impl Insider {
 
     /// The raw answer to one command; messages in it have their severity before them.
     pub fn ask(&self, command: &str) -> impl Future<Output = Result<String>> + use<> {
-        let (answer, answered) = oneshot::channel();
-        let question = Question { command: command.to_owned(), answer };
-        let sent = self.questions.send(question);
+        put(&self.questions, command)
+    }
+
+    /// Until it takes no new connection any more, as it has been told.
+    pub fn let_go(&self) -> impl Future<Output = ()> + use<> {
+        let questions = self.questions.clone();
         async move {
-            sent.ok().context("it has ended")?;
-            answered.await.context("it has ended")?
+            // It says so and then does so: once it says so again, it has.
+            let mut said = 0;
+            while said < 2 {
+                // Who does not answer has ended, or is about to.
+                let Ok(info) = put(&questions, "show info").await else { return };
+                said += usize::from(field(&info, "Stopping") == Some("1"));
+                sleep(FIRST_PAUSE).await;
+            }
         }
+    }
+}
+
+fn put(
+    questions: &mpsc::UnboundedSender<Question>,
+    command: &str,
+) -> impl Future<Output = Result<String>> + use<> {
+    let (answer, answered) = oneshot::channel();
+    let sent = questions.send(Question { command: command.to_owned(), answer });
+    async move {
+        sent.ok().context("it has ended")?;
+        answered.await.context("it has ended")?
     }
 }
 

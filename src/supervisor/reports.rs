@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use super::generations::Running;
@@ -12,11 +13,14 @@ use super::status::epoch;
 use crate::control::protocol::{Answer, ReloadStatus};
 use crate::handover::receipt::{Receipt, doubts};
 use crate::haproxy::generation::GenerationId;
+use crate::haproxy::insider::Insider;
 use crate::listeners::counters;
 use crate::process::exit::Exit;
 
 /// As many as fit on a screen with the rest of a status.
 const RELOADS_TOLD: usize = 8;
+/// How long the old generation may take to let go of its listeners before a reload is called done.
+const LET_GO_LIMIT: Duration = Duration::from_secs(2);
 
 impl Supervisor {
     pub(super) fn crashed(
@@ -43,7 +47,7 @@ impl Supervisor {
             warn!(generation = to.number(), "{warning}");
         }
         info!("reload {receipt}");
-        self.answer(Some(to), receipt);
+        self.answer(Some(to), receipt, Some(from));
     }
 
     /// How the listeners came to that generation.
@@ -93,7 +97,7 @@ impl Supervisor {
             warn!(generation = receipt.to_generation, "{warning}");
         }
         warn!("reload {receipt}");
-        self.answer(id, receipt);
+        self.answer(id, receipt, None);
     }
 
     fn receipt(&self, to: Option<GenerationId>, reason: Option<String>) -> Receipt {
@@ -112,14 +116,24 @@ impl Supervisor {
         receipt
     }
 
-    fn answer(&mut self, id: Option<GenerationId>, receipt: Receipt) {
+    /// Not before new connections go nowhere but to the new generation: `old` was told to let go.
+    fn answer(&mut self, id: Option<GenerationId>, receipt: Receipt, old: Option<GenerationId>) {
         let waiting = match id {
             Some(id) => self.trying.remove(&id).unwrap_or_default(),
             None => std::mem::take(&mut self.waiting),
         };
-        for answer in waiting {
-            let _ = answer.send(Answer::Reload(Box::new(receipt.clone())));
-        }
+        let let_go = old.and_then(|old| self.generations.get(&old)?.insider.as_ref());
+        let let_go = let_go.map(Insider::let_go);
+        let told = receipt.clone();
+        tokio::task::spawn_local(async move {
+            if let Some(let_go) = let_go {
+                // One that is stuck is no reason to keep it to ourselves.
+                let _ = timeout(LET_GO_LIMIT, let_go).await;
+            }
+            for answer in waiting {
+                let _ = answer.send(Answer::Reload(Box::new(told.clone())));
+            }
+        });
         self.metrics.reload(&receipt, epoch(SystemTime::now()));
         self.reloads.push_front(ReloadStatus {
             at: receipt.at.clone(),

@@ -276,17 +276,15 @@ fn what_a_living_peer_knows_better_is_not_overwritten() {
     end(&lab, one, &before);
 }
 
-/// The peer that is waited for never comes: half of it is put back by then, and set anew.
-#[test]
-fn what_is_being_put_back_when_a_reload_comes_is_counted_once() {
-    let lab = Lab::new();
-    let before = lab.balancer.state();
+fn counts(hapilot: &Instance, on: &Generation, table: &str, count: u32) -> Option<()> {
+    let shown = hapilot.runtime(on, &format!("show table {table}"));
+    shown.contains(&format!(" conn_cnt={count}\n")).then_some(())
+}
+
+/// After a kill: the peer that is waited for never comes, so half of it is put back.
+fn half_put_back(lab: &Lab) -> (Instance, Generation) {
     let lone = "backend lone\n  stick-table type ip size 1k expire 5m store conn_cnt\n";
     let mut hapilot = lab.balancer.serve(&format!("{}{lone}", peer("one", ":80")));
-    let knows = |hapilot: &Instance, on: &Generation, table: &str, count: u32| {
-        let shown = hapilot.runtime(on, &format!("show table {table}"));
-        shown.contains(&format!(" conn_cnt={count}\n")).then_some(())
-    };
     let first = hapilot.current();
     for command in [
         "set server origin/s1 state drain",
@@ -298,14 +296,23 @@ fn what_is_being_put_back_when_a_reload_comes_is_counted_once() {
     await_saved(&mut hapilot, 1, 2);
     kill(&hapilot, &first);
     let second = hapilot.await_successor(&first);
-    until(LONG, "put back", || knows(&hapilot, &second, "lone", 5));
+    until(LONG, "put back", || counts(&hapilot, &second, "lone", 5));
+    (hapilot, second)
+}
+
+/// What was put back is set anew meanwhile.
+#[test]
+fn what_is_being_put_back_when_a_reload_comes_is_counted_once() {
+    let lab = Lab::new();
+    let before = lab.balancer.state();
+    let (mut hapilot, second) = half_put_back(&lab);
     assert_eq!(hapilot.runtime(&second, "set server origin/s1 state ready").trim(), "");
     assert_eq!(hapilot.log.count("put back what the dead HAProxy had"), 0, "it still waits");
     hapilot.reload();
     let third = hapilot.await_successor(&second);
-    until(LONG, "the rest is put back", || knows(&hapilot, &third, "shared", 6));
+    until(LONG, "the rest is put back", || counts(&hapilot, &third, "shared", 6));
     await_saved(&mut hapilot, 0, 2);
-    knows(&hapilot, &third, "lone", 5).expect("counted once");
+    counts(&hapilot, &third, "lone", 5).expect("counted once");
     end(&lab, hapilot, &before);
 }
 
@@ -314,32 +321,15 @@ fn what_is_being_put_back_when_a_reload_comes_is_counted_once() {
 fn what_breaks_off_half_way_is_not_taken_for_all_that_there_was() {
     let lab = Lab::new();
     let before = lab.balancer.state();
-    let lone = "backend lone\n  stick-table type ip size 1k expire 5m store conn_cnt\n";
-    let mut hapilot = lab.balancer.serve(&format!("{}{lone}", peer("one", ":80")));
-    let knows = |hapilot: &Instance, on: &Generation, table: &str, count: u32| {
-        let shown = hapilot.runtime(on, &format!("show table {table}"));
-        shown.contains(&format!(" conn_cnt={count}\n")).then_some(())
-    };
-    let first = hapilot.current();
-    for command in [
-        "set server origin/s1 state drain",
-        "set table lone key 192.0.2.1 data.conn_cnt 5",
-        "set table shared key 192.0.2.1 data.conn_cnt 6",
-    ] {
-        assert_eq!(hapilot.runtime(&first, command).trim(), "", "{command}");
-    }
-    await_saved(&mut hapilot, 1, 2);
-    kill(&hapilot, &first);
-    let second = hapilot.await_successor(&first);
-    until(LONG, "put back", || knows(&hapilot, &second, "lone", 5));
+    let (mut hapilot, second) = half_put_back(&lab);
     // It still waits for the peer, and has not got the other table.
     let process = hapilot.process_of(&second);
     lab::process::freeze(process);
     hapilot.log.await_line("broke off");
     assert_eq!(hapilot.status()["saved"]["entries"], 2, "what is missing is not forgotten");
     lab::process::kill(process, Signal::SIGCONT);
-    until(LONG, "the rest is put back", || knows(&hapilot, &second, "shared", 6));
-    knows(&hapilot, &second, "lone", 5).expect("counted once");
+    until(LONG, "the rest is put back", || counts(&hapilot, &second, "shared", 6));
+    counts(&hapilot, &second, "lone", 5).expect("counted once");
     hapilot.log.await_line("put back what the dead HAProxy had");
     await_saved(&mut hapilot, 1, 2);
     end(&lab, hapilot, &before);

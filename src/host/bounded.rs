@@ -109,13 +109,15 @@ impl Child {
 
     fn kill(&self) -> bool {
         let us = std::process::id().cast_signed();
-        let processes = processes();
         let mut killed = false;
-        for &(pid, _) in processes.iter().filter(|(pid, parent)| *parent == us && self.is(*pid)) {
+        let ours = procfs::parents().into_iter().filter(|(_, parent)| *parent == us);
+        for (pid, _) in ours.filter(|(pid, _)| self.is(*pid)) {
             // Stopped first, or it could start another child between the look and the kill.
             signal(pid, us, Signal::STOP);
-            let processes = self::processes();
-            kill_descendants(pid, &processes);
+            let parents = procfs::parents();
+            for descendant in procfs::descendants(&parents, pid).into_iter().rev() {
+                signal(descendant, parents[&descendant], Signal::KILL);
+            }
             killed |= signal(pid, us, Signal::KILL);
         }
         killed
@@ -129,30 +131,12 @@ impl Child {
     }
 }
 
-fn kill_descendants(of: i32, processes: &[(i32, i32)]) {
-    for &(pid, parent) in processes.iter().filter(|(_, parent)| *parent == of) {
-        kill_descendants(pid, processes);
-        signal(pid, parent, Signal::KILL);
-    }
-}
-
 /// By pidfd, and only if it still has that parent: a pid alone may be somebody else's by now.
 fn signal(pid: i32, parent: i32, signal: Signal) -> bool {
     let Some(fd) = Pid::from_raw(pid).and_then(|p| pidfd_open(p, PidfdFlags::empty()).ok()) else {
         return false;
     };
     parent_of(pid) == Some(parent) && pidfd_send_signal(fd, signal).is_ok()
-}
-
-/// Every process that we see, with its parent.
-fn processes() -> Vec<(i32, i32)> {
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter_map(|pid| Some((pid, parent_of(pid)?)))
-        .collect()
 }
 
 fn parent_of(pid: i32) -> Option<i32> {

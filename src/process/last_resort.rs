@@ -75,8 +75,8 @@ pub fn end_within(left: Duration) -> Result<()> {
 /// Every child that the one before had.
 pub fn kill_children() {
     let us = std::process::id().cast_signed();
-    let ours = |pid: &i32| procfs::parent(*pid).ok().flatten() == Some(us);
-    for pid in procfs::all().into_iter().filter(ours).filter_map(Pid::from_raw) {
+    let ours = procfs::parents().into_iter().filter(|(_, parent)| *parent == us);
+    for pid in ours.filter_map(|(pid, _)| Pid::from_raw(pid)) {
         // It is nobody else's: nobody has waited for it.
         let _ = kill_process(pid, rustix::process::Signal::KILL);
     }

@@ -1,6 +1,6 @@
 //! What `/proc` says of a process. The parsing is pure; the reading is one line each.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io;
 
@@ -49,6 +49,31 @@ pub fn parent(pid: i32) -> io::Result<Option<i32>> {
 pub fn all() -> Vec<i32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// Every process that we see, with its parent. They are read one by one: PIDs that were given away
+/// meanwhile may close a circle.
+#[must_use]
+pub fn parents() -> BTreeMap<i32, i32> {
+    all().into_iter().filter_map(|pid| Some((pid, parent(pid).ok()??))).collect()
+}
+
+/// All that descend from it, each behind its parent and once.
+#[must_use]
+pub fn descendants(parents: &BTreeMap<i32, i32>, of: i32) -> Vec<i32> {
+    let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
+    for (pid, parent) in parents {
+        children.entry(*parent).or_default().push(*pid);
+    }
+    let mut found = children.remove(&of).unwrap_or_default();
+    let mut at = 0;
+    while let Some(pid) = found.get(at) {
+        // Nobody's children are looked at twice.
+        found.extend(children.remove(pid).unwrap_or_default());
+        at += 1;
+    }
+    found.retain(|pid| *pid != of);
+    found
 }
 
 /// The name of a process, as `ps` shows it.
@@ -113,6 +138,16 @@ mod tests {
     fn a_name_with_parentheses_does_not_hide_the_parent() {
         assert_eq!(parent_in_stat("42 (odd) name) S 7 42 42 0 -1"), Some(7));
         assert_eq!(parent_in_stat("42 (haproxy"), None);
+    }
+
+    #[test]
+    fn descendants_come_behind_their_parents_and_a_circle_ends() {
+        let parents = BTreeMap::from([(2, 1), (3, 1), (4, 3), (5, 4), (6, 2), (9, 8)]);
+        assert_eq!(descendants(&parents, 1), [2, 3, 6, 4, 5]);
+        assert!(descendants(&parents, 5).is_empty());
+        let circle = BTreeMap::from([(1, 3), (2, 1), (3, 2), (4, 3), (5, 5)]);
+        assert_eq!(descendants(&circle, 1), [2, 3, 4]);
+        assert!(descendants(&circle, 5).is_empty());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Acts: finds those whom we are to relieve, makes them hold still, and borrows their listeners.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use anyhow::Result;
 use tracing::{info, warn};
@@ -194,12 +194,6 @@ fn hapilots_here(own: Instance, seen: &[Seen]) -> Vec<i32> {
 
 /// A process and all that descend from it.
 fn family(of: i32) -> Vec<i32> {
-    let parents: BTreeMap<i32, i32> = procfs::all()
-        .into_iter()
-        .filter_map(|pid| Some((pid, procfs::parent(pid).ok()??)))
-        .collect();
-    let descends = |pid: &i32| {
-        std::iter::successors(Some(*pid), |pid| parents.get(pid).copied()).any(|pid| pid == of)
-    };
-    parents.keys().copied().filter(descends).collect()
+    let descendants = procfs::descendants(&procfs::parents(), of);
+    std::iter::once(of).chain(descendants).collect()
 }

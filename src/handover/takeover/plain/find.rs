@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::fs;
 
 use super::family::{Family, families};
 use super::haproxy::Haproxy;
@@ -81,9 +80,8 @@ fn refuse(haproxy: &Haproxy, hapilots: &[i32]) -> Option<Refusal> {
 /// Every HAProxy that could be relieved. Those of other network namespaces are nobody's concern,
 /// unless they were asked for.
 fn all() -> BTreeMap<i32, Process> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+    procfs::all()
+        .into_iter()
         .filter(|pid| procfs::name(*pid).is_ok_and(|name| is_haproxy(&name)))
         .filter_map(|pid| Some((pid, Process::open(pid).ok()?)))
         .collect()

@@ -90,7 +90,9 @@ fn put(
     let sent = questions.send(Question { command: command.to_owned(), answer });
     async move {
         sent.ok().context("it has ended")?;
-        answered.await.context("it has ended")?
+        let answered = timeout(LIMIT, answered).await;
+        let limit = humantime::format_duration(LIMIT);
+        answered.with_context(|| format!("no answer within {limit}"))?.context("it has ended")?
     }
 }
 
@@ -115,46 +117,53 @@ async fn converse(
     let mut pause = None;
     loop {
         tokio::select! {
-            _ = &mut told, if pause.is_none() => {
-                // At once: most have nothing to wait for.
-                pause = Some(Duration::ZERO);
+            _ = &mut told, if pause.is_none() => pause = Some(FIRST_PAUSE),
+            Some(question) = asked.recv() => question.pass_on(&mut stream).await?,
+            () = sleep(pause.unwrap_or_default()), if pause.is_some() => {}
+        }
+        // After each question as well: whoever asks again and again keeps nobody alive.
+        if let Some(last) = pause {
+            // However long it takes: one that is stuck does not end without us either.
+            if !has_more_than_us(&exchange(&mut stream, "show info").await?) {
+                return Ok(());
             }
-            Some(Question { command, answer }) = asked.recv() => {
-                if command.contains([';', '\n']) {
-                    // Each would have an answer of its own, which could be taken for the next one's.
-                    let _ = answer.send(Err(anyhow!(
-                        "one that drains is asked one command at a time, and none with a payload"
-                    )));
-                    continue;
-                }
-                let answered = ask(&mut stream, &command).await;
-                let over = answered.as_ref().err().map(|error| anyhow!("{error:#}"));
-                let _ = answer.send(answered);
-                over.map_or(Ok(()), Err)?;
-            }
-            () = sleep(pause.unwrap_or_default()), if pause.is_some() => {
-                if !has_more_than_us(&ask(&mut stream, "show info").await?) {
-                    return Ok(());
-                }
-                pause = pause.map(|pause| (2 * pause).clamp(FIRST_PAUSE, LONGEST_PAUSE));
-            }
+            pause = Some((2 * last).min(LONGEST_PAUSE));
         }
     }
 }
 
-/// HAProxy ends when nothing is left of what it counts as jobs: listeners, sessions, peers that are taught, this
-/// conversation.
+impl Question {
+    /// An error ends the conversation.
+    async fn pass_on(self, stream: &mut BufReader<UnixStream>) -> Result<()> {
+        let Self { command, answer } = self;
+        if answer.is_closed() {
+            // Told already that it was not answered, so it shall not be done any more.
+            return Ok(());
+        }
+        if command.contains([';', '\n']) {
+            // Each would have an answer of its own, which could be taken for the next one's.
+            let _ = answer.send(Err(anyhow!(
+                "one that drains is asked one command at a time, and none with a payload"
+            )));
+            return Ok(());
+        }
+        // What never comes to an end (`show events … -w`) must not keep HAProxy from its own.
+        let answered = timeout(LIMIT, exchange(stream, &command)).await;
+        let limit = humantime::format_duration(LIMIT);
+        let answered =
+            answered.with_context(|| format!("no answer to {command:?} within {limit}")).flatten();
+        let over = answered.as_ref().err().map(|error| anyhow!("{error:#}"));
+        let _ = answer.send(answered);
+        over.map_or(Ok(()), Err)
+    }
+}
+
+/// HAProxy ends when nothing is left of what it counts as jobs: listeners, sessions, peers that are
+/// taught, this conversation.
 fn has_more_than_us(info: &str) -> bool {
     let number = |name| field(info, name).and_then(|value| value.parse::<u64>().ok());
     // Where it does not say, it must not live on for our sake.
     number("Jobs").unwrap_or(0) > 1 + number("Unstoppable Jobs").unwrap_or(0)
-}
-
-/// One that is stuck must not be kept alive by us either.
-async fn ask(stream: &mut BufReader<UnixStream>, command: &str) -> Result<String> {
-    let answered = timeout(LIMIT, exchange(stream, command)).await;
-    let limit = humantime::format_duration(LIMIT);
-    answered.with_context(|| format!("no answer to {command:?} within {limit}"))?
 }
 
 async fn exchange(stream: &mut BufReader<UnixStream>, command: &str) -> Result<String> {

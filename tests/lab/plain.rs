@@ -29,7 +29,7 @@ const MOUNTS: &str = "mount --make-rprivate / && mount --bind \"$0\" /run && \
 
 impl Plain {
     /// `-db`, or `-W -db` for a master with a worker. It is there when it listens on so many
-    /// addresses.
+    /// addresses, and its master on none of them.
     pub fn start(host: &Host, name: &str, arguments: &str, config: &str) -> Self {
         Self::wrapped(host, name, &[], arguments, config)
     }
@@ -59,13 +59,21 @@ impl Plain {
         log.follow(child.stderr.take().unwrap());
         let mut plain = Self { child, mounts, run, log };
         let binds = config.matches("\n  bind ").count();
+        let is_master = arguments.split_whitespace().any(|word| word == "-W");
         until(LONG, "the plain HAProxy listens", || {
             if let Some(exit) = plain.child.try_wait().unwrap() {
                 panic!("the plain HAProxy ended: {exit}: {}", plain.log.text());
             }
-            let pids = plain.processes();
             let table = host.namespace.run("ss -Htxlnp");
-            let own = |line: &&str| pids.iter().any(|pid| line.contains(&format!("pid={pid},")));
+            let of = |line: &str, pid: u32| line.contains(&format!("pid={pid},"));
+            let (master, mut pids) = (plain.pid(), plain.processes());
+            if is_master {
+                pids.retain(|pid| *pid != master);
+            }
+            // A master has them as well until it has started its worker.
+            let own = |line: &&str| {
+                pids.iter().any(|pid| of(line, *pid)) && !(is_master && of(line, master))
+            };
             (table.lines().filter(own).count() >= binds).then_some(())
         });
         plain

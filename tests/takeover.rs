@@ -9,6 +9,7 @@ use std::os::unix::net::{SocketAddr, UnixStream};
 
 use lab::haproxy_cfg::{BROKEN, BROKEN_WORD, DEFAULTS, backend, frontend, proxy, transparent};
 use lab::network::{BALANCER4, CLIENT4, SERVER4};
+use lab::takeover::{assert_all_answered, assert_ends_with_0, assert_none_lost, receipt};
 use lab::turnstile::Turnstile;
 use lab::versions::{via, web};
 use lab::{
@@ -22,30 +23,6 @@ use serde_json::Value;
 fn successor(lab: &Lab, name: &str, config: &str) -> Instance {
     let config = lab.balancer.write(&format!("{name}.cfg"), config);
     lab.balancer.container(name).config(&config).env("HAPROXY_PIDS", "auto").start()
-}
-
-/// The receipt, once somebody was relieved.
-fn receipt(instance: &mut Instance) -> Value {
-    let status = instance.await_status("a take-over is written down", |status| {
-        status["state"] == "serving" && !status["last_takeover"].is_null()
-    });
-    status["last_takeover"].clone()
-}
-
-fn assert_ends_with_0(old: &mut Instance) {
-    let status = old.wait(LONG);
-    assert_eq!(status.code(), Some(0), "{}", old.log.text());
-}
-
-fn assert_none_lost(load: Load) {
-    let tally = load.finish();
-    assert!(tally.failed.is_empty(), "of {}: {:?}", tally.answered, tally.failed);
-    assert!(tally.answered > 0);
-}
-
-fn assert_all_answered(half_open: HalfOpen) {
-    let outcomes = half_open.finish();
-    assert!(outcomes.iter().all(Outcome::is_answered), "{outcomes:?}");
 }
 
 fn start() -> (Lab, Instance, HostState) {
@@ -185,7 +162,9 @@ fn two_are_relieved_at_once() {
         assert_ends_with_0(old);
     }
     assert_all_answered(half_open);
-    loads.into_iter().for_each(assert_none_lost);
+    for load in loads {
+        assert_none_lost(load);
+    }
     c.stop();
     lab.balancer.state().assert_same_as(&before);
 }

@@ -7,33 +7,15 @@ use crate::lab;
 use lab::haproxy_cfg::{BROKEN, BROKEN_WORD, DEFAULTS, backend, frontend, proxy, transparent};
 use lab::network::{BALANCER6, BALANCER6_OTHER, CLIENT4, CLIENT6, SERVER4, SERVER6};
 use lab::spec::Spec;
+use lab::takeover::{assert_all_answered, assert_ends_with_0, assert_none_lost, receipt};
 use lab::turnstile::Turnstile;
 use lab::versions::{via, web};
-use lab::{Download, HalfOpen, Instance, LONG, Lab, Load, Outcome, Pid, Plain, SHORT, get, until};
+use lab::{Download, HalfOpen, Instance, LONG, Lab, Load, Pid, Plain, SHORT, get, until};
 use nix::sys::signal::Signal;
-use serde_json::Value;
 
 fn started(lab: &Lab, name: &str, config: &str, settings: &[(&str, &str)]) -> Instance {
     let config = lab.balancer.write(&format!("{name}.cfg"), config);
     lab.balancer.container(name).config(&config).envs(settings).start()
-}
-
-fn receipt(instance: &mut Instance) -> Value {
-    let status = instance.await_status("a take-over is written down", |status| {
-        status["state"] == "serving" && !status["last_takeover"].is_null()
-    });
-    status["last_takeover"].clone()
-}
-
-fn assert_ends_with_0(old: &mut Instance) {
-    let status = old.wait(LONG);
-    assert_eq!(status.code(), Some(0), "{}", old.log.text());
-}
-
-fn assert_none_lost(load: Load) {
-    let tally = load.finish();
-    assert!(tally.failed.is_empty(), "of {}: {:?}", tally.answered, tally.failed);
-    assert!(tally.answered > 0);
 }
 
 const AUTO: (&str, &str) = ("HAPROXY_PIDS", "auto");
@@ -53,7 +35,9 @@ fn each_with_another_firewall_both_are_transparent_throughout() {
         let loads = [web(), web6()].map(|address| Load::start(&lab.client, &address));
         let mut new = started(&lab, "new", &config, &[("HAPROXY_FIREWALL", new), AUTO]);
         assert_eq!(receipt(&mut new)["strategy"], "shared");
-        loads.into_iter().for_each(assert_none_lost);
+        for load in loads {
+            assert_none_lost(load);
+        }
         for (address, client) in [(web(), CLIENT4), (web6(), CLIENT6)] {
             assert_eq!(get(&lab.client, &address, "/").body(), client);
         }
@@ -121,8 +105,7 @@ fn without_ipv4_nobody_is_lost_either() {
         if name == "separate" {
             new.log.await_line("guard raised");
         }
-        let outcomes = half_open.finish();
-        assert!(outcomes.iter().all(Outcome::is_answered), "{outcomes:?}");
+        assert_all_answered(half_open);
         let receipt = receipt(&mut new);
         assert_eq!(receipt["strategy"], name, "{receipt}");
         assert_none_lost(load);

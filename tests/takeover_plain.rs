@@ -12,6 +12,7 @@ use lab::haproxy_cfg::{BROKEN, BROKEN_WORD, proxy};
 use lab::network::BALANCER4;
 use lab::reborn::Reborn;
 use lab::spec::Spec;
+use lab::takeover::{assert_all_answered, assert_none_lost, receipt};
 use lab::turnstile::Turnstile;
 use lab::{HalfOpen, HostState, Instance, LONG, Lab, Load, Pid, Plain, SHORT, process, until};
 use nix::sys::signal::Signal;
@@ -37,13 +38,6 @@ fn successor<'l>(lab: &'l Lab, config: &str, pids: &str) -> Spec<'l> {
     let config = lab.balancer.write("new.cfg", config);
     let spec = lab.balancer.container("new").config(&config).pid(Pid::OfTheHost);
     spec.env("HAPROXY_PIDS", pids).env("HAPROXY_PORTS", "8080")
-}
-
-fn takeover(new: &mut Instance) -> Value {
-    let status = new.await_status("a take-over is written down", |status| {
-        status["state"] == "serving" && !status["last_takeover"].is_null()
-    });
-    status["last_takeover"].clone()
 }
 
 /// A plain HAProxy under load, with connections half open and a download under way.
@@ -74,9 +68,7 @@ impl Scene {
     /// Everything that was begun ends well, the old one with 0, and the host is as it was. The
     /// slowest of those that connected meanwhile.
     fn ends_well(mut self, mut new: Instance) -> Duration {
-        let tally = self.load.finish();
-        assert!(tally.failed.is_empty(), "of {}: {:?}", tally.answered, tally.failed);
-        assert!(tally.answered > 0);
+        let slowest = assert_none_lost(self.load);
         assert!(self.download.is_open() && self.old.is_running());
         self.lab.origin.open_gate();
         assert!(self.download.finish().is_answered());
@@ -88,7 +80,7 @@ impl Scene {
         assert!(!new.log.text().contains("as it should"), "{}", new.log.text());
         new.stop();
         self.before.assert_same_as(&self.lab.balancer.state());
-        tally.slowest
+        slowest
     }
 }
 
@@ -100,25 +92,20 @@ fn via(lab: &Lab) -> String {
     line.unwrap_or_else(|| panic!("{}", answer.head)).to_owned()
 }
 
-fn assert_answered(half_open: HalfOpen) {
-    let outcomes = half_open.finish();
-    assert!(outcomes.iter().all(lab::Outcome::is_answered), "{outcomes:?}");
-}
-
 /// The listeners are shared: half-open connections need nothing but time.
 fn shared(global: &[&str], arguments: &str, rights: &str, rung: &str) {
     let mut scene = Scene::new(global, arguments);
     let pid = scene.old.pid().to_string();
     let new = successor(&scene.lab, &proxy(":8080", "new"), &pid).without_capabilities(rights);
     let mut new = new.start();
-    let receipt = takeover(&mut new);
+    let receipt = receipt(&mut new);
     let predecessor = &receipt["predecessors"][0];
     assert_eq!(predecessor["rung"], rung, "{receipt}");
     assert_eq!((&receipt["strategy"], &receipt["guard"]), (&"shared".into(), &"none".into()));
     assert_eq!(receipt["doubts"].as_array().unwrap().len(), 0, "{receipt}");
     // The download, at least.
     assert!(predecessor["sessions"].as_u64().unwrap() >= 1, "{receipt}");
-    assert_answered(scene.half_open.take().unwrap());
+    assert_all_answered(scene.half_open.take().unwrap());
     scene.ends_well(new);
 }
 
@@ -154,8 +141,8 @@ fn separate(setting: &str, guard: &str) -> (Duration, Value) {
         let gone = guard != "migrate" || listeners() == 1;
         (scene.guard_is_up() && gone).then_some(())
     });
-    assert_answered(scene.half_open.take().unwrap());
-    let receipt = takeover(&mut new);
+    assert_all_answered(scene.half_open.take().unwrap());
+    let receipt = receipt(&mut new);
     let predecessor = &receipt["predecessors"][0];
     assert_eq!(predecessor["rung"], "separate", "{receipt}");
     assert!(predecessor["notes"].to_string().contains("SYS_PTRACE"), "{receipt}");
@@ -195,8 +182,8 @@ fn not_shared(setting: &str, guard: &str, limit: impl Fn(Duration) -> Duration) 
     let new = new.without_capabilities(NO_PTRACE).env("HAPROXY_RELOAD_GUARD", setting);
     let mut new = new.start();
     until(LONG, "the guard is up", || scene.guard_is_up().then_some(()));
-    assert_answered(scene.half_open.take().unwrap());
-    let receipt = takeover(&mut new);
+    assert_all_answered(scene.half_open.take().unwrap());
+    let receipt = receipt(&mut new);
     let predecessor = &receipt["predecessors"][0];
     assert_eq!(predecessor["rung"], "separate", "{receipt}");
     assert!(predecessor["notes"].to_string().contains("it was paused"), "{receipt}");
@@ -238,7 +225,7 @@ fn who_is_lost_with_a_port_that_is_not_shared_is_told() {
     });
     assert!(half_open.finish().iter().any(|outcome| !outcome.is_answered()));
     if taken {
-        let receipt = takeover(&mut new);
+        let receipt = receipt(&mut new);
         assert!(receipt["doubts"].to_string().contains("half open"), "{receipt}");
         old.wait_gone();
         new.stop();
@@ -265,12 +252,11 @@ fn one_that_does_not_share_its_port_serves_on_if_the_second_start_fails() {
     let mut new = new.env("HAPROXY_RELOAD_GUARD", "hold").start();
     let guard = || lab.balancer.namespace.run("iptables-nft-save -t mangle").contains("-GUARD");
     until(LONG, "the guard is up", || guard().then_some(()));
-    assert_answered(half_open);
+    assert_all_answered(half_open);
     assert_eq!(new.wait(LONG).code(), Some(1), "{}", new.log.text());
     assert!(new.log.text().contains("paused"), "{}", new.log.text());
     assert_eq!(new.log.count("what to do: another process has that port"), 1);
-    let tally = load.finish();
-    assert!(tally.failed.is_empty(), "of {}: {:?}", tally.answered, tally.failed);
+    assert_none_lost(load);
     assert!(old.is_running());
     assert_eq!(via(&lab), "old");
     before.assert_same_as(&lab.balancer.state());
@@ -306,14 +292,13 @@ fn several_are_relieved_at_once_and_who_is_none_is_named() {
     let both = proxy(":8080", "new").replace("bind :8080", "bind :8080\n  bind :8081");
     let pids = format!("{} {}, {} 1", first.worker(), second.pid(), first.pid());
     let mut new = successor(&lab, &both, &pids).without_capabilities(PTRACE).start();
-    let receipt = takeover(&mut new);
+    let receipt = receipt(&mut new);
     let rungs = [0, 1].map(|at| receipt["predecessors"][at]["rung"].as_str().unwrap());
     assert_eq!(rungs, ["stats-socket", "pidfd-getfd"], "{receipt}");
     assert_eq!(receipt["listeners"]["shared"].as_array().unwrap().len(), 2, "{receipt}");
     first.wait_gone();
     second.wait_gone();
-    let tally = load.finish();
-    assert!(tally.failed.is_empty(), "of {}: {:?}", tally.answered, tally.failed);
+    assert_none_lost(load);
     assert!(new.log.text().contains("process 1 is"), "{}", new.log.text());
     new.stop();
 }
@@ -328,9 +313,8 @@ fn a_broken_configuration_leaves_the_old_one_serving() {
     let pid = old.pid().to_string();
     let refused = successor(&lab, BROKEN, &pid).finish();
     refused.assert_code(1).assert_says(&[BROKEN_WORD]);
-    assert_answered(half_open);
-    let tally = load.finish();
-    assert!(tally.failed.is_empty(), "of {}: {:?}", tally.answered, tally.failed);
+    assert_all_answered(half_open);
+    assert_none_lost(load);
     assert!(old.is_running());
     assert_eq!(via(&lab), "old");
     before.assert_same_as(&lab.balancer.state());
@@ -371,7 +355,7 @@ fn whoever_got_its_pid_meanwhile_is_not_signalled() {
     let mut somebody = Reborn::with_pid(pid, &haproxy, "600");
     assert_eq!(process::name(pid).as_deref(), Some("haproxy"));
     turnstile.open();
-    let receipt = takeover(&mut new);
+    let receipt = receipt(&mut new);
     assert_eq!(receipt["predecessors"][0]["name"], format!("HAProxy {pid}"), "{receipt}");
     new.await_status("the old one is gone", |status| {
         status["last_takeover"]["predecessors"][0]["state"] == "gone"

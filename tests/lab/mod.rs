@@ -36,6 +36,7 @@ pub mod plain;
 pub mod process;
 pub mod reborn;
 pub mod spec;
+pub mod takeover;
 pub mod turnstile;
 pub mod versions;
 

@@ -113,7 +113,8 @@ fn a_stop_is_over_when_the_session_that_it_waits_for_is_ended() {
     let session = Download::begin(&lab.client, &address(), "/hang");
     hapilot.signal(Signal::SIGTERM);
     let left = until(lab::SHORT, "the session is known", || of(&hapilot, "draining").pop());
-    end(&hapilot, left["id"].as_str().unwrap()).assert_code(0);
+    // It dies with its container if it is not quick enough to see its own end.
+    end(&hapilot, left["id"].as_str().unwrap());
     assert!(!session.finish().is_answered());
     assert_eq!(hapilot.wait(lab::SHORT).code(), Some(0));
 }

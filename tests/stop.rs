@@ -281,7 +281,8 @@ fn a_stop_that_is_asked_for_while_one_waits_is_now() {
     hapilot.signal(Signal::SIGTERM);
     await_refusal(&lab);
     assert!(download.is_open(), "the first one waits");
-    assert!(hapilot.command(&["stop"]).status.success());
+    // It dies with its container if it is not quick enough to see the end.
+    hapilot.command(&["stop"]);
     assert_eq!(hapilot.wait(SHORT).code(), Some(0));
     assert!(!download.is_open());
     lab.balancer.state().assert_same_as(&before);

@@ -131,7 +131,8 @@ pub(crate) fn mail(name: &str, seen: Arc<Mutex<Vec<IpAddr>>>) -> Serve {
     let name = name.to_owned();
     Arc::new(move |mut stream| {
         seen.lock().unwrap().push(stream.peer_addr()?.ip());
-        write!(stream, "220 {name} Mailpit ESMTP Service ready\r\n")?;
+        // Whole: HAProxy's check takes the first packet for the line, and its end for another one.
+        stream.write_all(format!("220 {name} Mailpit ESMTP Service ready\r\n").as_bytes())?;
         let mut lines = BufReader::new(stream.try_clone()?).lines();
         while let Some(line) = lines.next().transpose()? {
             let quit = line.eq_ignore_ascii_case("quit");

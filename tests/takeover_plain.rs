@@ -328,7 +328,7 @@ fn without_the_pids_of_the_host_one_line_says_so() {
     let spec = lab.balancer.container("new").config(&config).env("HAPROXY_PIDS", "4711");
     let mut new = spec.start().serving();
     let text = new.log.text();
-    let lines: Vec<_> = text.lines().filter(|line| line.contains("4711")).collect();
+    let lines: Vec<_> = text.lines().filter(|line| line.contains("process 4711 ")).collect();
     assert_eq!(lines.len(), 1, "{text}");
     assert!(lines[0].contains("run it with --pid=host"), "{}", lines[0]);
     let alone = |line: &&str| {

@@ -629,6 +629,8 @@ fn last_resort(left: Duration) -> Result<u8, Refused> {
     let log = logging::start(LogFormat::Text, LevelFilter::INFO);
     error!("hapilot hung, and the stop deadline is over: ending HAProxy and giving the host back");
     last_resort::kill_children();
+    // First, since it takes no program: HAProxy serves again even if there is no time for the rest.
+    paused::resume(Path::new(RUN_DIRECTORY));
     let findings = preflight::look(&Wanted::default());
     let swept = if findings.facts.can_be_swept() {
         in_runtime(sweep::sweep(&findings.facts, None)).and_then(|swept| swept)
@@ -638,9 +640,6 @@ fn last_resort(left: Duration) -> Result<u8, Refused> {
     match swept {
         Ok(swept) => swept.failures.iter().for_each(|failure| error!("{failure}")),
         Err(error) => error!("{error:#}; `hapilot sweep` tries again"),
-    }
-    if let Err(error) = in_runtime(paused::wake(Path::new(RUN_DIRECTORY))) {
-        error!("{error:#}; who was paused for a take-over may be so still");
     }
     log.finish();
     Ok(last_resort::STATUS)

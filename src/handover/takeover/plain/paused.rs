@@ -69,9 +69,16 @@ fn remove(file: &Path) {
     }
 }
 
-/// Whoever a run before this one paused and left so goes on as before, and listens again when this
-/// comes back. One that drains already does not care.
+/// Each HAProxy that an earlier run paused goes on, and listens again when this comes back. One that
+/// drains already ignores the signal.
 pub async fn wake(run_directory: &Path) {
+    let listeners = resume(run_directory);
+    // Else it would be taken for one that drains.
+    wait::back(&listeners, Instant::now() + LIMIT).await;
+}
+
+/// The same, without waiting. Returns what they will listen on again.
+pub fn resume(run_directory: &Path) -> BTreeSet<u64> {
     let mut listeners = BTreeSet::new();
     for entry in fs::read_dir(run_directory).into_iter().flatten().flatten() {
         let Some(paused) = entry.file_name().to_str().and_then(Paused::in_file) else { continue };
@@ -88,8 +95,7 @@ pub async fn wake(run_directory: &Path) {
         }
         remove(&path);
     }
-    // Else it would be taken for one that drains.
-    wait::back(&listeners, Instant::now() + LIMIT).await;
+    listeners
 }
 
 #[cfg(test)]

@@ -110,6 +110,86 @@ fn five_crashes_in_a_row_back_off_and_still_refuse_nobody() {
     lab.balancer.state().assert_same_as(&before);
 }
 
+/// Twelve kills, each straight after two reloads: no single generation serves for long, but clients
+/// are served all the time in between.
+#[test]
+fn kills_between_reloads_that_serve_are_not_in_a_row() {
+    let (lab, mut hapilot, before) = start_with(&[], Pid::One);
+    for crash in 1..=12 {
+        hapilot.reload();
+        std::thread::sleep(Duration::from_millis(350));
+        hapilot.reload();
+        let killed = kill_haproxy(&hapilot);
+        hapilot.await_successor(&killed);
+        assert_eq!(hapilot.status()["crashes"], crash);
+    }
+    assert_eq!(hapilot.log.count("in_a_row=1 restart_in_ms=0"), 12, "each is the first");
+    assert_eq!(get(&lab.client, &web(), "/").body(), "10.1.0.2");
+    hapilot.stop();
+    lab.balancer.state().assert_same_as(&before);
+}
+
+/// Milliseconds between a refused start and the next launch: as announced, and as they came.
+fn waits(log: &str) -> Vec<(u64, i64)> {
+    let at = |line: &str| {
+        let time = line.split_whitespace().next().unwrap();
+        let time = humantime::parse_rfc3339(time).unwrap();
+        let since = time.duration_since(std::time::UNIX_EPOCH).unwrap();
+        i64::try_from(since.as_millis()).unwrap()
+    };
+    let mut waits = Vec::new();
+    let mut announced = None;
+    for line in log.lines() {
+        let words = line.split_whitespace();
+        if let Some(word) = words.filter_map(|word| word.strip_prefix("again_in_ms=")).next() {
+            announced = Some((word.parse().unwrap(), at(line)));
+        } else if line.contains("started HAProxy")
+            && let Some((wait, from)) = announced.take()
+        {
+            waits.push((wait, at(line) - from));
+        }
+    }
+    waits
+}
+
+#[test]
+fn a_name_that_is_away_is_no_crash_and_each_wait_is_as_announced() {
+    let lab = Lab::new();
+    let before = lab.balancer.state();
+    let known = "10.2.0.2 app.internal\n";
+    let hosts = lab.balancer.write("hosts", known);
+    // No name server answers.
+    let resolver = lab.balancer.write("resolv.conf", "nameserver 127.0.0.1\n");
+    let config = [
+        haproxy_cfg::DEFAULTS.to_owned(),
+        haproxy_cfg::frontend("web", &[":80"], "hapilot", "origin"),
+        haproxy_cfg::backend("origin", "", "app.internal"),
+    ];
+    let config = lab.balancer.write("haproxy.cfg", &config.concat());
+    let spec = lab.balancer.container("hapilot").config(&config);
+    let spec = spec.bind(&hosts, "/etc/hosts").bind(&resolver, "/etc/resolv.conf");
+    let mut hapilot = spec.start().serving();
+
+    std::fs::write(&hosts, "").unwrap();
+    kill_haproxy(&hapilot);
+    // The third wait that is no turn of the last good configuration.
+    hapilot.log.await_line("again_in_ms=4000");
+    let waiting = lab.client.enter(|| connect(&web(), LONG)).expect("queued, not refused");
+    std::fs::write(&hosts, known).unwrap();
+    assert_eq!(finish(waiting, "/", Instant::now()).body(), "10.2.0.1");
+    hapilot.await_serving();
+    assert_eq!(hapilot.status()["crashes"], 1, "HAProxy refused to start; it did not crash");
+
+    let waits = waits(&hapilot.log.text());
+    let announced: Vec<_> = waits.iter().map(|(announced, _)| *announced).collect();
+    assert_eq!(announced, [0, 0, 0, 1000, 0, 4000]);
+    for (announced, came) in waits {
+        assert!(came + 5 >= i64::try_from(announced).unwrap(), "{announced} ms became {came}");
+    }
+    hapilot.stop();
+    lab.balancer.state().assert_same_as(&before);
+}
+
 /// The connections that HAProxy itself has, not only the kernel.
 fn accepted(lab: &Lab) -> usize {
     let sockets = lab.balancer.namespace.run("ss -Htane exclude listening sport = :80");

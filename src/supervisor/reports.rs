@@ -38,6 +38,17 @@ impl Supervisor {
         }
     }
 
+    pub(super) fn not_started(id: GenerationId, exit: Exit, in_a_row: u32, again_in: Duration) {
+        let (generation, again_in_ms) = (id.number(), milliseconds(again_in));
+        error!(
+            generation,
+            %exit,
+            in_a_row,
+            again_in_ms,
+            "HAProxy did not start, see its words above; new connections wait, and it is tried again"
+        );
+    }
+
     pub(super) fn reload_taken(&mut self, from: GenerationId, to: GenerationId) {
         let from_pid = self.generations.get(&from).and_then(Running::pid);
         let mut receipt = self.taken_receipt(to);

@@ -541,6 +541,9 @@ impl Supervisor {
                     self.saving.lost();
                     Self::crashed(id, exit, in_a_row, restart_in);
                 }
+                Action::NotStarted { id, exit, in_a_row, again_in } => {
+                    Self::not_started(id, exit, in_a_row, again_in);
+                }
                 Action::TearDown { status } => {
                     let status = self.tear_down(status).await;
                     self.tell_watchers(&protocol::Answer::Ended { status });

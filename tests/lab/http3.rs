@@ -106,10 +106,12 @@ async fn ask(
         }
         Ok::<_, h3::error::StreamError>((status, String::from_utf8_lossy(&body).into_owned()))
     };
+    tokio::pin!(exchange);
     tokio::select! {
-        answer = exchange => answer.map_err(|error| format!("no answer: {error}")),
-        error = std::future::poll_fn(|context| driver.poll_close(context)) => {
-            Err(format!("closed: {error}"))
+        answer = &mut exchange => answer.map_err(|error| format!("no answer: {error}")),
+        // A server that drains closes the connection right behind the last answer's last byte.
+        closed = std::future::poll_fn(|context| driver.poll_close(context)) => {
+            exchange.await.map_err(|error| format!("closed: {closed}; no answer: {error}"))
         }
     }
 }

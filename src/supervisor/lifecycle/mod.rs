@@ -25,10 +25,11 @@ pub use self::vocabulary::{
 use crate::haproxy::generation::GenerationId;
 use crate::process::exit::Exit;
 
-/// A generation that served this long before it died did not die "in a row" with the last one.
+/// If clients were served for this long between two crashes, by one generation or by several in
+/// turn, the second crash does not count as "in a row" with the first.
 const STABLE: Duration = Duration::from_millis(500);
-/// So many in a row are replaced at once: who kills HAProxy each second does not make clients wait
-/// longer than it takes to start. The next one waits this long, then twice as long.
+/// So many failures in a row are answered at once: if something kills HAProxy each second, clients
+/// wait only for its start. The next one waits this long, then twice as long.
 const AT_ONCE: u32 = 3;
 const BACK_OFF_FIRST: Duration = Duration::from_millis(500);
 const BACK_OFF_MOST: Duration = Duration::from_secs(30);
@@ -131,6 +132,18 @@ struct Recovery {
     why: Why,
 }
 
+/// What became of a generation that another one must replace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Loss {
+    /// It served, or a signal ended it while it started.
+    Crash,
+    /// HAProxy itself refused to start, or was not ready in time. A name that does not resolve does
+    /// this too, so it never ends the container: the configuration served before.
+    NotStarted,
+    /// It was a reload's attempt, which has its answer already.
+    Answered,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RecoveryStep {
     Waiting { until: Instant },
@@ -159,8 +172,12 @@ pub struct Lifecycle {
     state: State,
     since: Instant,
     fleet: Fleet,
+    /// Since when clients are served without a break.
+    served_since: Option<Instant>,
     crashes: u32,
     crashes_in_a_row: u32,
+    /// Crashes and starts that came to nothing: the back-off grows with them.
+    failures_in_a_row: u32,
     stop_deadline: Option<Instant>,
     /// What the operator wants, and what the serving generation was last told.
     pause_wanted: bool,
@@ -178,8 +195,10 @@ impl Lifecycle {
             state: State::Finding { again: false },
             since: now,
             fleet: Fleet::default(),
+            served_since: None,
             crashes: 0,
             crashes_in_a_row: 0,
+            failures_in_a_row: 0,
             stop_deadline: None,
             pause_wanted: false,
             paused: false,
@@ -332,12 +351,12 @@ impl Lifecycle {
         }
         match self.state {
             State::Starting { again, birth: Birth::Alone } => {
-                self.fleet.serve(turn.now, id);
+                self.serve(turn.now, id);
                 turn.act(Action::Intercept);
                 self.settle(turn, id, again);
             }
             State::Starting { again, birth: Birth::Successor } => {
-                self.fleet.serve(turn.now, id);
+                self.serve(turn.now, id);
                 // Ours first, so that at no time nobody diverts.
                 turn.act(Action::Intercept);
                 let step = ReloadStep::HandingOver { until: turn.now + self.limits.hand_over };
@@ -353,7 +372,7 @@ impl Lifecycle {
             {
                 // It accepts from now on: being slow to be handed things is no reason to die, and
                 // a stop must let it finish what it accepted.
-                self.fleet.serve(turn.now, id);
+                self.serve(turn.now, id);
                 let step = ReloadStep::HandingOver { until: turn.now + self.limits.hand_over };
                 self.state = State::Reloading(Reload { step, ..reload });
                 if let Outgoing::Generation(from) = reload.from {
@@ -361,7 +380,7 @@ impl Lifecycle {
                 }
             }
             State::Recovering(recovery) if recovery.step == RecoveryStep::Starting(id) => {
-                self.fleet.serve(turn.now, id);
+                self.serve(turn.now, id);
                 if recovery.asked {
                     turn.act(Action::ReloadTaken { from: recovery.lost, to: id });
                 }
@@ -369,6 +388,11 @@ impl Lifecycle {
             }
             _ => {}
         }
+    }
+
+    fn serve(&mut self, now: Instant, id: GenerationId) {
+        self.fleet.serve(now, id);
+        self.served_since.get_or_insert(now);
     }
 
     fn handed_over(&mut self, turn: &mut Turn, id: GenerationId, sharing: Sharing) {
@@ -538,32 +562,33 @@ impl Lifecycle {
             }
             State::MakingRoom(room) => self.room_lost(turn, room, id, exit, gone),
             State::Serving(serving) if serving == id => {
-                self.count_crash(turn, id, exit, gone);
-                self.replace(turn, id, exit, (false, Why::Recovery));
+                self.count_crash(turn.now);
+                self.replace(turn, id, (id, exit, Loss::Crash), (false, Why::Recovery));
             }
             // It drains: no crash. Whoever watches its listeners sees them go.
             State::Reloading(reload) if reload.from.is(id) && reload.step.is_past_return() => {}
             State::Reloading(reload) if reload.from.is(id) => {
-                self.count_crash(turn, id, exit, gone);
+                self.count_crash(turn.now);
                 self.serving_died_in_reload(turn, reload, (id, exit));
             }
             State::Reloading(reload) if reload.next == id => {
                 self.next_died(turn, reload, exit, gone);
             }
             State::Recovering(recovery) if recovery.step == RecoveryStep::Starting(id) => {
-                if recovery.asked {
+                let loss = if recovery.asked {
                     // The operator's attempt, and no crash of what served.
                     turn.act(Action::ReloadRefused { id: Some(id), why: refusal(gone, exit) });
                     self.state = State::Recovering(Recovery { asked: false, ..recovery });
+                    Loss::Answered
                 } else {
-                    self.count_crash(turn, id, exit, gone);
-                }
+                    self.count_start(turn.now, gone, exit)
+                };
                 // It was never ready, so what it read may be broken: the other one by turns.
                 let why = match recovery.why {
                     Why::Recovery if !recovery.again => Why::LastGood,
                     _ => Why::Recovery,
                 };
-                self.replace(turn, recovery.lost, exit, (recovery.again, why));
+                self.replace(turn, recovery.lost, (id, exit, loss), (recovery.again, why));
             }
             State::Stopping(_) => self.give_back_if_empty(turn),
             _ => {}
@@ -595,8 +620,8 @@ impl Lifecycle {
             let step = RecoveryStep::Waiting { until: turn.now };
             let (lost, asked, why) = (next, false, Why::Recovery);
             self.state = State::Recovering(Recovery { step, lost, asked, again, why });
-            self.count_crash(turn, next, exit, gone);
-            self.replace(turn, next, exit, (again, why));
+            self.count_crash(turn.now);
+            self.replace(turn, next, (next, exit, Loss::Crash), (again, why));
         }
     }
 
@@ -607,39 +632,62 @@ impl Lifecycle {
         (lost, exit): (GenerationId, Exit),
     ) {
         let Reload { next, step, again, .. } = reload;
-        if step.is_guarded() {
-            turn.act(Action::Keep(next));
-            self.lower_guard(turn, reload);
-        } else if step != ReloadStep::Starting {
-            // The new one accepts already: it is the replacement.
-            turn.act(Action::ReloadTaken { from: lost, to: next });
-            self.settle(turn, next, again);
-        } else if self.restart_in().is_none() {
-            self.end(turn, exit.status());
-        } else {
+        if step == ReloadStep::Starting && self.restart_in(Loss::Crash).is_none() {
+            turn.act(self.crashed(lost, exit, None));
+            return self.end(turn, exit.status());
+        }
+        // It is on its way, or accepts already: it is the replacement.
+        turn.act(self.crashed(lost, exit, Some(Duration::ZERO)));
+        if step == ReloadStep::Starting {
             let step = RecoveryStep::Starting(next);
             let why = Why::Recovery;
             self.state = State::Recovering(Recovery { step, lost, asked: true, again, why });
+            return;
+        }
+        self.served_since = self.fleet.get(next).map(|next| next.since);
+        if step.is_guarded() {
+            turn.act(Action::Keep(next));
+            self.lower_guard(turn, reload);
+        } else {
+            turn.act(Action::ReloadTaken { from: lost, to: next });
+            self.settle(turn, next, again);
         }
     }
 
-    fn count_crash(&mut self, turn: &mut Turn, id: GenerationId, exit: Exit, gone: Generation) {
-        let served = turn.now.duration_since(gone.since);
-        let stable = gone.phase == Phase::Serving && served >= STABLE;
+    /// One that served has died.
+    fn count_crash(&mut self, now: Instant) {
+        let served = self.served_since.take().map(|since| now.duration_since(since));
+        if served.is_some_and(|served| served >= STABLE) {
+            (self.crashes_in_a_row, self.failures_in_a_row) = (0, 0);
+        }
         self.crashes += 1;
-        self.crashes_in_a_row = if stable { 1 } else { self.crashes_in_a_row + 1 };
-        let (in_a_row, restart_in) = (self.crashes_in_a_row, self.restart_in());
-        turn.act(Action::Crashed { id, exit, in_a_row, restart_in });
+        self.crashes_in_a_row += 1;
+        self.failures_in_a_row += 1;
+    }
+
+    /// One that was to serve has ended before it did.
+    fn count_start(&mut self, now: Instant, gone: Generation, exit: Exit) -> Loss {
+        if gone.fate != Fate::Killed && matches!(exit, Exit::Signal(_)) {
+            self.count_crash(now);
+            return Loss::Crash;
+        }
+        self.failures_in_a_row += 1;
+        Loss::NotStarted
+    }
+
+    fn crashed(&self, id: GenerationId, exit: Exit, restart_in: Option<Duration>) -> Action {
+        Action::Crashed { id, exit, in_a_row: self.crashes_in_a_row, restart_in }
     }
 
     /// `None`: not again.
-    fn restart_in(&self) -> Option<Duration> {
-        match self.limits.on_crash {
-            CrashPolicy::Restart { most_in_a_row } if self.crashes_in_a_row <= most_in_a_row => {
-                Some(back_off(self.crashes_in_a_row))
+    fn restart_in(&self, loss: Loss) -> Option<Duration> {
+        let again = match self.limits.on_crash {
+            CrashPolicy::Restart { most_in_a_row } => {
+                loss != Loss::Crash || self.crashes_in_a_row <= most_in_a_row
             }
-            _ => None,
-        }
+            CrashPolicy::Exit => false,
+        };
+        again.then(|| back_off(self.failures_in_a_row))
     }
 
     /// Nobody serves and nobody is on the way. `asked`: a reload waits for an answer.
@@ -647,7 +695,7 @@ impl Lifecycle {
         &mut self,
         turn: &mut Turn,
         lost: GenerationId,
-        exit: Exit,
+        (id, exit, loss): (GenerationId, Exit, Loss),
         (asked, why): (bool, Why),
     ) {
         let tried = match self.state {
@@ -656,11 +704,20 @@ impl Lifecycle {
         };
         // Another configuration is another chance.
         let at_once = asked || (why == Why::LastGood && tried == Some(Why::Recovery));
-        match self.restart_in() {
+        let wait = self.restart_in(loss).map(|wait| if at_once { Duration::ZERO } else { wait });
+        match (loss, wait) {
+            (Loss::Crash, _) => turn.act(self.crashed(id, exit, wait)),
+            (Loss::NotStarted, Some(again_in)) => {
+                let in_a_row = self.failures_in_a_row;
+                turn.act(Action::NotStarted { id, exit, in_a_row, again_in });
+            }
+            (Loss::NotStarted, None) | (Loss::Answered, _) => {}
+        }
+        match wait {
             // HAProxy's own status is what the container ends with; sessions of older generations
             // are ended, because nobody is left to serve and the restart policy should act soon.
             None => self.end(turn, exit.status()),
-            Some(wait) if wait.is_zero() || at_once => self.recover(turn, lost, asked, why),
+            Some(Duration::ZERO) => self.recover(turn, lost, asked, why),
             Some(wait) => {
                 let step = RecoveryStep::Waiting { until: turn.now + wait };
                 let (asked, again) = (false, false);
@@ -831,8 +888,8 @@ fn refusal(gone: Generation, exit: Exit) -> Refusal {
     }
 }
 
-fn back_off(crashes_in_a_row: u32) -> Duration {
-    match crashes_in_a_row {
+fn back_off(failures_in_a_row: u32) -> Duration {
+    match failures_in_a_row {
         0..=AT_ONCE => Duration::ZERO,
         n => BACK_OFF_FIRST.saturating_mul(1 << (n - AT_ONCE - 1).min(10)).min(BACK_OFF_MOST),
     }

@@ -87,7 +87,7 @@ impl Lifecycle {
     }
 
     pub(super) fn room_taken(&mut self, turn: &mut Turn, room: Room, id: GenerationId) {
-        self.fleet.serve(turn.now, id);
+        self.serve(turn.now, id);
         turn.act(Action::Intercept);
         let step = ReloadStep::HandingOver { until: turn.now + self.limits.room / 4 };
         let (from, again) = (Outgoing::Predecessors, room.again);

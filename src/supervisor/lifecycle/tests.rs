@@ -418,6 +418,96 @@ fn a_crash_after_a_while_is_not_in_a_row() {
     assert_eq!(story.lifecycle.crashes(), 20);
 }
 
+/// What a crash was told as: how many in a row, and the wait that was announced.
+fn told(actions: &[Action]) -> (u32, Option<Duration>) {
+    match actions.iter().find(|action| matches!(action, Action::Crashed { .. })) {
+        Some(Action::Crashed { in_a_row, restart_in, .. }) => (*in_a_row, *restart_in),
+        _ => panic!("no crash was told: {actions:?}"),
+    }
+}
+
+#[test]
+fn clients_that_were_served_over_reloads_begin_the_count_of_crashes_anew() {
+    let mut story = Story::serving();
+    let mut serving = 1;
+    for _ in 0..20 {
+        story.now += SECOND / 10;
+        story.reload(serving, serving + 1);
+        story.now += SECOND * 2 / 5;
+        story.reload(serving + 1, serving + 2);
+        let actions = story.on(Event::Exited(id(serving + 2), Exit::Signal(9)));
+        assert_eq!(told(&actions), (1, Some(Duration::ZERO)));
+        story.on(Event::Ready(id(serving + 3)));
+        serving += 3;
+    }
+    assert_eq!(story.lifecycle.crashes(), 20);
+}
+
+#[test]
+fn reloads_do_not_stretch_what_little_was_served_between_crashes() {
+    let mut story = Story::serving();
+    for crash in 1..=5 {
+        let serving = 2 * crash - 1;
+        story.reload(serving, serving + 1);
+        let actions = story.on(Event::Exited(id(serving + 1), Exit::Signal(9)));
+        assert_eq!(told(&actions).0, crash);
+        if told(&actions).1 != Some(Duration::ZERO) {
+            story.tick_at_wake();
+        }
+        story.on(Event::Ready(id(serving + 2)));
+        story.now += SECOND / 10;
+    }
+    story.reload(11, 12);
+    let last = story.on(Event::Exited(id(12), Exit::Signal(9)));
+    assert_eq!(told(&last), (6, None));
+}
+
+#[test]
+fn a_start_that_haproxy_refuses_waits_as_announced_and_never_ends_the_container() {
+    let mut story = Story::serving();
+    let mut actions = story.on(Event::Exited(id(1), Exit::Signal(9)));
+    let mut waited = Vec::new();
+    for number in 2..=40 {
+        if let Some(Action::NotStarted { again_in, .. }) =
+            actions.iter().find(|action| matches!(action, Action::NotStarted { .. }))
+        {
+            let until = story.lifecycle.wake_at();
+            if again_in.is_zero() {
+                assert!(matches!(actions.last(), Some(Action::Launch { .. })), "{actions:?}");
+            } else {
+                assert_eq!(until, Some(story.now + *again_in));
+                story.tick_at_wake();
+            }
+            waited.push(*again_in);
+        }
+        actions = story.on(Event::Exited(id(number), Exit::Code(1)));
+    }
+    assert_eq!(story.lifecycle.state(), StateName::Recovering);
+    assert_eq!(story.lifecycle.crashes(), 1, "a dependency that is away is no crash");
+    let milliseconds: Vec<_> = waited.iter().map(Duration::as_millis).collect();
+    // Each other time it is the last good configuration, at once.
+    let first = [0, 0, 0, 1000, 0, 4000, 0, 16_000, 0, 30_000, 0, 30_000];
+    assert_eq!(milliseconds[..12], first);
+    if !matches!(actions.last(), Some(Action::Launch { .. })) {
+        story.tick_at_wake();
+    }
+    story.on(Event::Ready(id(41)));
+    assert_eq!(story.lifecycle.serving(), Some(id(41)));
+}
+
+#[test]
+fn a_signal_while_it_starts_is_a_crash_and_too_many_end_the_container() {
+    let mut story = Story::serving();
+    for number in 1..=5 {
+        let actions = story.on(Event::Exited(id(number), Exit::Signal(11)));
+        if !matches!(actions.last(), Some(Action::Launch { .. })) {
+            story.tick_at_wake();
+        }
+    }
+    let last = story.on(Event::Exited(id(6), Exit::Signal(11)));
+    assert_eq!(last.last(), Some(&Action::TearDown { status: 139 }));
+}
+
 #[test]
 fn on_crash_exit_ends_the_others_and_keeps_haproxys_status() {
     let mut story = Story::serving_with(Limits { on_crash: CrashPolicy::Exit, ..limits() });
@@ -723,6 +813,7 @@ struct World {
     unanswered: usize,
     waiting: usize,
     torn_down: bool,
+    stop_wanted: bool,
     /// Somebody did something to the host, and nobody has looked.
     changes: usize,
     looks: usize,
@@ -730,6 +821,60 @@ struct World {
     predecessors: Predecessors,
     /// Where a successor's request is.
     successor: Successor,
+    crashes: Crashes,
+}
+
+/// What crashes promise: counted anew after good service, waits as announced, and nothing but too
+/// many real ones in a row ends the container.
+#[derive(Default)]
+struct Crashes {
+    most_in_a_row: Option<u32>,
+    in_a_row: u32,
+    /// Since when clients were served without a break.
+    served_since: Option<Instant>,
+    ready_at: BTreeMap<GenerationId, Instant>,
+    /// The wait that was announced, until when; a reload may end it earlier.
+    announced: Option<Instant>,
+    may_end: bool,
+}
+
+impl Crashes {
+    /// After each event.
+    fn observe(&mut self, now: Instant, serving: Option<GenerationId>) {
+        let Some(id) = serving else { return };
+        let ready_at = *self.ready_at.entry(id).or_insert(now);
+        self.served_since.get_or_insert(ready_at);
+    }
+
+    fn perform(&mut self, now: Instant, action: Action, stopping: bool) {
+        match action {
+            Action::Crashed { in_a_row, restart_in, exit, .. } => {
+                let served = self.served_since.take().map(|since| now.duration_since(since));
+                let stable = served.is_some_and(|served| served >= STABLE);
+                self.in_a_row = if stable { 1 } else { self.in_a_row + 1 };
+                assert_eq!(in_a_row, self.in_a_row, "served {served:?}, then {exit}");
+                let too_many = self.most_in_a_row.is_none_or(|most| in_a_row > most);
+                assert!(restart_in.is_some() || too_many, "gave up after {in_a_row}");
+                self.may_end = restart_in.is_none();
+                self.announced = restart_in.map(|wait| now + wait);
+            }
+            Action::NotStarted { again_in, exit, .. } => {
+                assert!(matches!(exit, Exit::Code(_) | Exit::Signal(9)));
+                self.announced = Some(now + again_in);
+            }
+            Action::Launch { why: Why::Recovery | Why::LastGood, .. } => {
+                if let Some(announced) = self.announced.take() {
+                    assert_eq!(now, announced, "the back-off that was announced");
+                }
+            }
+            // What a reload launched was the replacement.
+            Action::ReloadTaken { .. } | Action::ReloadRefused { .. } => self.announced = None,
+            Action::CloseKeeper => {
+                assert!(stopping || self.may_end, "nothing but crashes ends it by itself");
+            }
+            _ => {}
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -817,7 +962,10 @@ impl World {
         }
     }
 
-    fn perform(&mut self, action: Action) {
+    fn perform(&mut self, now: Instant, action: Action) {
+        // Beside predecessors it ends instead of serving alone.
+        let stopping = self.stop_wanted || self.predecessors != Predecessors::None;
+        self.crashes.perform(now, action, stopping);
         assert!(!self.torn_down || matches!(action, Action::ReloadRefused { .. }), "{action:?}");
         match action {
             Action::FindPredecessors
@@ -902,7 +1050,7 @@ impl World {
             }
             Action::ReloadRefused { id: None, .. } => self.waiting = 0,
             Action::ReloadRefused { id: Some(_), .. } => self.unanswered = 0,
-            Action::Crashed { .. } | Action::Contested { .. } => {}
+            Action::Crashed { .. } | Action::NotStarted { .. } | Action::Contested { .. } => {}
             Action::TearDown { .. } => {
                 assert!(!self.intercepting, "interception without a listener");
                 assert_eq!(self.guard, None, "a guard at tear-down");
@@ -927,8 +1075,11 @@ fn walk(seed: u64) {
     let birth = if dice.roll(2) == 0 { Birth::Successor } else { Birth::Alone };
     let (mut lifecycle, first) = Lifecycle::start(now, limits, birth);
     let mut world = World::default();
+    if let CrashPolicy::Restart { most_in_a_row } = on_crash {
+        world.crashes.most_in_a_row = Some(most_in_a_row);
+    }
     for action in first {
-        world.perform(action);
+        world.perform(now, action);
     }
     let stops_at = 20 + dice.roll(200);
     let mut stop_began: Option<Instant> = None;
@@ -936,10 +1087,11 @@ fn walk(seed: u64) {
         if world.torn_down {
             break;
         }
-        now += Duration::from_millis(dice.roll(3000) as u64);
+        let pace = [200, 3000][dice.roll(2)];
+        now += Duration::from_millis(dice.roll(pace) as u64);
         if let Some(due) = lifecycle.wake_at().filter(|due| *due <= now) {
             now = due;
-            lifecycle.on(now, Event::Tick).into_iter().for_each(|a| world.perform(a));
+            lifecycle.on(now, Event::Tick).into_iter().for_each(|a| world.perform(now, a));
             continue;
         }
         let alive: Vec<_> = world.alive.keys().copied().collect();
@@ -948,6 +1100,7 @@ fn walk(seed: u64) {
             (0..=3, Some(id)) => {
                 if lifecycle.generations().any(|(g, p, ..)| g == id && p == Phase::Starting) {
                     world.alive.insert(id, true);
+                    world.crashes.ready_at.entry(id).or_insert(now);
                 }
                 Event::Ready(id)
             }
@@ -1001,7 +1154,14 @@ fn walk(seed: u64) {
             }
             _ => continue,
         };
-        lifecycle.on(now, event).into_iter().for_each(|a| world.perform(a));
+        match event {
+            // It may end the wait of a back-off.
+            Event::ReloadWanted => world.crashes.announced = None,
+            Event::StopWanted(_) | Event::Relieved => world.stop_wanted = true,
+            _ => {}
+        }
+        lifecycle.on(now, event).into_iter().for_each(|a| world.perform(now, a));
+        world.crashes.observe(now, lifecycle.serving());
         check(&lifecycle, &world);
         if let Some(deadline) = lifecycle.stop_deadline() {
             assert!(now < deadline, "the stop deadline has passed");

@@ -254,6 +254,13 @@ pub enum Action {
         in_a_row: u32,
         restart_in: Option<Duration>,
     },
+    /// The replacement of one that died did not come to serve. Nothing crashed.
+    NotStarted {
+        id: GenerationId,
+        exit: Exit,
+        in_a_row: u32,
+        again_in: Duration,
+    },
     /// Nothing is alive any more: give the host back, then exit with this status.
     TearDown {
         status: u8,

@@ -140,8 +140,8 @@ fn waits(log: &str) -> Vec<(u64, i64)> {
     let mut waits = Vec::new();
     let mut announced = None;
     for line in log.lines() {
-        let words = line.split_whitespace();
-        if let Some(word) = words.filter_map(|word| word.strip_prefix("again_in_ms=")).next() {
+        let mut words = line.split_whitespace();
+        if let Some(word) = words.find_map(|word| word.strip_prefix("again_in_ms=")) {
             announced = Some((word.parse().unwrap(), at(line)));
         } else if line.contains("started HAProxy")
             && let Some((wait, from)) = announced.take()

@@ -695,7 +695,7 @@ impl Lifecycle {
         &mut self,
         turn: &mut Turn,
         lost: GenerationId,
-        (id, exit, loss): (GenerationId, Exit, Loss),
+        (id, exit, became): (GenerationId, Exit, Loss),
         (asked, why): (bool, Why),
     ) {
         let tried = match self.state {
@@ -704,8 +704,8 @@ impl Lifecycle {
         };
         // Another configuration is another chance.
         let at_once = asked || (why == Why::LastGood && tried == Some(Why::Recovery));
-        let wait = self.restart_in(loss).map(|wait| if at_once { Duration::ZERO } else { wait });
-        match (loss, wait) {
+        let wait = self.restart_in(became).map(|wait| if at_once { Duration::ZERO } else { wait });
+        match (became, wait) {
             (Loss::Crash, _) => turn.act(self.crashed(id, exit, wait)),
             (Loss::NotStarted, Some(again_in)) => {
                 let in_a_row = self.failures_in_a_row;

@@ -813,7 +813,6 @@ struct World {
     unanswered: usize,
     waiting: usize,
     torn_down: bool,
-    stop_wanted: bool,
     /// Somebody did something to the host, and nobody has looked.
     changes: usize,
     looks: usize,
@@ -836,9 +835,20 @@ struct Crashes {
     /// The wait that was announced, until when; a reload may end it earlier.
     announced: Option<Instant>,
     may_end: bool,
+    stop_wanted: bool,
 }
 
 impl Crashes {
+    /// Before each event.
+    fn hear(&mut self, event: Event) {
+        match event {
+            // It may end the wait of a back-off.
+            Event::ReloadWanted => self.announced = None,
+            Event::StopWanted(_) | Event::Relieved => self.stop_wanted = true,
+            _ => {}
+        }
+    }
+
     /// After each event.
     fn observe(&mut self, now: Instant, serving: Option<GenerationId>) {
         let Some(id) = serving else { return };
@@ -846,7 +856,7 @@ impl Crashes {
         self.served_since.get_or_insert(ready_at);
     }
 
-    fn perform(&mut self, now: Instant, action: Action, stopping: bool) {
+    fn perform(&mut self, now: Instant, action: Action, alone: bool) {
         match action {
             Action::Crashed { in_a_row, restart_in, exit, .. } => {
                 let served = self.served_since.take().map(|since| now.duration_since(since));
@@ -870,7 +880,9 @@ impl Crashes {
             // What a reload launched was the replacement.
             Action::ReloadTaken { .. } | Action::ReloadRefused { .. } => self.announced = None,
             Action::CloseKeeper => {
-                assert!(stopping || self.may_end, "nothing but crashes ends it by itself");
+                // Beside predecessors it ends instead of serving alone.
+                let wanted = self.stop_wanted || !alone;
+                assert!(wanted || self.may_end, "nothing but crashes ends it by itself");
             }
             _ => {}
         }
@@ -963,9 +975,7 @@ impl World {
     }
 
     fn perform(&mut self, now: Instant, action: Action) {
-        // Beside predecessors it ends instead of serving alone.
-        let stopping = self.stop_wanted || self.predecessors != Predecessors::None;
-        self.crashes.perform(now, action, stopping);
+        self.crashes.perform(now, action, self.predecessors == Predecessors::None);
         assert!(!self.torn_down || matches!(action, Action::ReloadRefused { .. }), "{action:?}");
         match action {
             Action::FindPredecessors
@@ -1154,12 +1164,7 @@ fn walk(seed: u64) {
             }
             _ => continue,
         };
-        match event {
-            // It may end the wait of a back-off.
-            Event::ReloadWanted => world.crashes.announced = None,
-            Event::StopWanted(_) | Event::Relieved => world.stop_wanted = true,
-            _ => {}
-        }
+        world.crashes.hear(event);
         lifecycle.on(now, event).into_iter().for_each(|a| world.perform(now, a));
         world.crashes.observe(now, lifecycle.serving());
         check(&lifecycle, &world);

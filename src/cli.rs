@@ -3,10 +3,10 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow};
@@ -30,6 +30,7 @@ use crate::operator::server::{self, Patterns, Wish};
 use crate::operator::servers::Order;
 use crate::operator::sessions;
 use crate::process::last_resort;
+use crate::process::program::Run;
 use crate::settings::LogFormat;
 use crate::supervisor::boot::{Asked, Refused, SOFTWARE, Survey, UNAVAILABLE, USAGE, supervise};
 use crate::supervisor::deadlines::docker_must_grant;
@@ -37,6 +38,8 @@ use crate::supervisor::signals::Signals;
 
 /// A question whose answer needs no HAProxy.
 const QUICK: Duration = Duration::from_secs(5);
+/// A configuration with many names to resolve takes its time.
+const CHECK_LIMIT: Duration = Duration::from_mins(5);
 const WATCH_AGAIN: Duration = Duration::from_secs(1);
 /// Two reloads that are refused at the last moment, and some.
 const RELOAD_LIMIT: Duration = Duration::from_mins(5);
@@ -363,26 +366,23 @@ fn try_configuration(survey: &Survey) -> Result<u8> {
     let binary = &survey.installed.path;
     let (first, others) = paths.split_first().context("find a configuration to try")?;
     let argv = command(binary, first, others, &survey.asked.arguments.rest, None);
-    let mut child = Command::new(binary)
-        .args(&argv[1..])
-        .arg("-c")
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("execute {}", binary.display()))?;
-    repeat_with_hints(child.stderr.take());
-    let status = child.wait().with_context(|| format!("wait for {}", binary.display()))?;
+    let run = Run::new(binary, CHECK_LIMIT).arguments(&argv[1..]).arguments(["-c"]);
+    let ended = run.to_end().with_context(|| format!("check with {}", binary.display()))?;
     drop(scratch);
-    // Killed while it checked: nobody knows.
-    Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(SOFTWARE))
+    let _ = io::stdout().write_all(&ended.output);
+    repeat_with_hints(&String::from_utf8_lossy(&ended.words));
+    if ended.cut {
+        complain("HAProxy said more than is shown here");
+    }
+    // Never above 255.
+    Ok(ended.status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(SOFTWARE))
 }
 
-fn repeat_with_hints(words: Option<impl io::Read>) {
-    let lines = words.into_iter().flat_map(|words| BufReader::new(words).split(b'\n'));
+fn repeat_with_hints(words: &str) {
     let mut hinted = BTreeSet::new();
-    for line in lines.map_while(Result::ok) {
-        let line = String::from_utf8_lossy(&line);
+    for line in words.lines() {
         let _ = writeln!(io::stderr(), "{line}");
-        if let Some(hint) = hint(&line).filter(|hint| hinted.insert(*hint)) {
+        if let Some(hint) = hint(line).filter(|hint| hinted.insert(*hint)) {
             complain(hint);
         }
     }

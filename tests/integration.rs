@@ -122,3 +122,35 @@ fn dependencies_point_the_way_that_the_map_says() {
         assert!(layers.iter().flatten().any(|one| **one == name), "{name:?} is in no layer");
     }
 }
+
+/// A file without its unit tests.
+fn without_tests(text: &str) -> &str {
+    text.split("#[cfg(test)]\nmod tests {").next().unwrap()
+}
+
+#[test]
+fn programs_and_threads_are_started_in_one_place_each() {
+    let command = "Command::new(";
+    let starts = [
+        // The bounded runner, the HAProxy that serves, and `execute`, which is in our own place.
+        (command, &["process/program/mod.rs", "haproxy/launch.rs", "cli.rs"][..]),
+        ("thread::spawn(", &[]),
+        ("thread::Builder", &[]),
+        ("::thread::{Builder", &["process/threads.rs"]),
+        ("Builder::new().name(", &["process/threads.rs"]),
+        ("scope.spawn(", &[]),
+        ("spawn_blocking(", &[]),
+        ("tokio::fs::", &[]),
+        ("lookup_host(", &[]),
+        ("iptables::IPTables", &[]),
+    ];
+    for (path, text) in files(&source("")) {
+        let name = path.strip_prefix(source("")).unwrap().to_str().unwrap();
+        for (words, places) in starts {
+            let found = without_tests(&text).contains(words);
+            assert!(!found || places.contains(&name), "{name} is not the place for {words}");
+        }
+    }
+    let runner = std::fs::read_to_string(source("process/program/mod.rs")).unwrap();
+    assert_eq!(without_tests(&runner).matches(command).count(), 1, "this test looks at nothing");
+}

@@ -16,10 +16,17 @@ use nix::sys::signal::Signal;
 
 use crate::lab::haproxy_cfg::DEFAULTS;
 use crate::lab::process::name;
-use crate::lab::{Host, HostState, Instance, LONG, SHORT, until};
+use crate::lab::{Host, HostState, Instance, LONG, SHORT, get, until};
 
-const PROGRAMS: [&str; 4] =
-    ["iptables-nft", "ip6tables-nft", "iptables-nft-restore", "ip6tables-nft-restore"];
+const PROGRAMS: [&str; 7] = [
+    "iptables-nft",
+    "ip6tables-nft",
+    "iptables-nft-restore",
+    "ip6tables-nft-restore",
+    "iptables-nft-save",
+    "ip6tables-nft-save",
+    "nft",
+];
 /// What puts a guard in the way, and what takes it away.
 const RAISE: &str = "-I PREROUTING 1 .*-GUARD";
 const REMOVE: &str = "-[DFX] .*-GUARD";
@@ -35,7 +42,8 @@ fn config(option: &str) -> String {
 }
 
 /// A `PATH` with programs that hang when their arguments or their input are like a pattern in the
-/// file `hang`; like one in `late`, when they have done what they were told.
+/// file `hang`; like one in `late`, when they have done what they were told. One that is named in `all`
+/// hangs whatever it is told.
 fn fakes(host: &Host) -> String {
     let path = std::env::var("PATH").unwrap();
     let bin = host.path("bin");
@@ -43,7 +51,7 @@ fn fakes(host: &Host) -> String {
     for program in PROGRAMS {
         let real = std::env::split_paths(&path).map(|dir| dir.join(program)).find(|p| p.exists());
         let script = format!(
-            "#!/bin/sh\nd={}\ntext=$(cat)\n\
+            "#!/bin/sh\nd={}\ngrep -qx {program} $d/all 2> /dev/null && sleep 987 && exit 1\ntext=$(cat)\n\
              told() {{ [ -s $d/$1 ] && printf '%s\\n%s' \"$*\" \"$text\" | grep -Eqf $d/$1; }}\n\
              told hang \"$@\" && sleep 987 && exit 1\n\
              printf '%s\\n' \"$text\" | {} \"$@\" || exit $?\n\
@@ -181,4 +189,35 @@ fn signals_and_questions_are_answered_while_a_guard_goes_up() {
     scene.instance.log.await_line("paused accepting");
     scene.instance.stop();
     scene.host.state().assert_same_as(&scene.before);
+}
+
+/// Its one child of that name would be what a watchdog takes for the program, if it went by words:
+/// `iptables-nft-save` has no arguments.
+#[test]
+fn haproxy_is_never_what_is_killed_for_a_program_that_hangs() {
+    for program in PROGRAMS {
+        let mut scene =
+            Scene::begin(&[("HAPROXY_STOP_DEADLINE", DEADLINE), ("HAPROXY_PIDS", "auto")]);
+        let first = scene.instance.current();
+        let serves = |what: &str| {
+            let answer = get(&scene.host.namespace, "127.0.0.1:8080", "/");
+            assert!(answer.is_answered(), "{program}, {what}: {answer:?}");
+            assert_eq!(scene.instance.log.count("gone generation="), 0, "{program}, {what}");
+        };
+        scene.tell("all", &[program]);
+        // What it puts back, it looks for first.
+        scene.host.namespace.attempt("nft flush ruleset");
+        serves("somebody flushes the firewall");
+        scene.instance.status();
+        scene.instance.signal(Signal::SIGHUP);
+        let second = scene.instance.await_successor(&first);
+        assert_ne!(first.pid, second.pid);
+        let answer = get(&scene.host.namespace, "127.0.0.1:8080", "/");
+        assert!(answer.is_answered(), "{program}, reloaded: {answer:?}");
+        assert_eq!(scene.instance.log.count("SIGKILL"), 0, "{program}");
+        scene.stop_within(IN_TIME);
+        assert_eq!(scene.instance.log.count("SIGKILL"), 0, "{program}, at the stop");
+        scene.tell("all", &[]);
+        scene.sweep();
+    }
 }

@@ -4,16 +4,21 @@
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rustix::fs::{Access, access};
 
 use super::version::Build;
 use crate::problem::Problem;
+use crate::process::limits;
+use crate::process::program::{NotEnded, Run};
 
 const NOT_FOUND: u8 = 127;
 const NOT_EXECUTABLE: u8 = 126;
 const UNSUITABLE: u8 = 69;
+
+/// The first start in a container reads the program from a slow disk, perhaps.
+const LIMIT: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Installed {
@@ -60,24 +65,10 @@ pub fn find(search_path: &OsStr) -> Result<Installed, Unusable> {
 /// Runs `haproxy -vv`.
 pub fn ask(path: &Path) -> Result<Installed, Unusable> {
     let shown = path.display();
-    let output = Command::new(path).arg("-vv").stdin(Stdio::null()).output().map_err(|error| {
-        match error.kind() {
-            // The file is there, so it is the loader or the interpreter that is not.
-            io::ErrorKind::NotFound => Unusable::new(
-                NOT_FOUND,
-                format!("{shown} cannot be loaded: {error}"),
-                "use an haproxy that was built for this image (its C library is missing here)",
-            ),
-            io::ErrorKind::PermissionDenied => not_executable(path),
-            _ => Unusable::new(
-                NOT_EXECUTABLE,
-                format!("{shown} cannot be executed: {error}"),
-                "use an haproxy that was built for this machine",
-            ),
-        }
-    })?;
-    let build = Build::parse(&String::from_utf8_lossy(&output.stdout)).ok_or_else(|| {
-        let said = String::from_utf8_lossy(&output.stderr);
+    let output =
+        Run::new(path, LIMIT).arguments(["-vv"]).to_end().map_err(|error| silent(path, &error))?;
+    let build = Build::parse(&String::from_utf8_lossy(&output.output)).ok_or_else(|| {
+        let said = String::from_utf8_lossy(&output.words);
         let said = said.lines().next().unwrap_or("nothing");
         Unusable::new(
             NOT_EXECUTABLE,
@@ -95,6 +86,32 @@ pub fn ask(path: &Path) -> Result<Installed, Unusable> {
     Ok(Installed { path: path.to_owned(), build })
 }
 
+/// Why there is no answer.
+fn silent(path: &Path, why: &NotEnded) -> Unusable {
+    let shown = path.display();
+    let NotEnded::NotStarted { error, .. } = why else {
+        return Unusable::new(
+            NOT_EXECUTABLE,
+            format!("{shown} -vv does not answer: {why}"),
+            "see what that program is, and whether its disk is there",
+        );
+    };
+    match error.kind() {
+        // The file is there, so it is the loader or the interpreter that is not.
+        io::ErrorKind::NotFound => Unusable::new(
+            NOT_FOUND,
+            format!("{shown} cannot be loaded: {error}"),
+            "use an haproxy that was built for this image (its C library is missing here)",
+        ),
+        io::ErrorKind::PermissionDenied => not_executable(path),
+        _ => Unusable::new(
+            NOT_EXECUTABLE,
+            format!("{shown} cannot be executed: {error}"),
+            limits::advice(error).unwrap_or("use an haproxy that was built for this machine"),
+        ),
+    }
+}
+
 fn not_executable(path: &Path) -> Unusable {
     Unusable::new(
         NOT_EXECUTABLE,
@@ -106,6 +123,7 @@ fn not_executable(path: &Path) -> Unusable {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::process::Command;
 
     use super::*;
 

@@ -9,7 +9,6 @@ use tracing::warn;
 
 use super::applied::{Applied, Failure, Kernel};
 use super::backend::{Backend, Firewall};
-use super::bounded::Killed;
 use super::instance::Instance;
 use super::iptables::installed;
 use super::lease::{Lease, SetupLock};
@@ -28,6 +27,7 @@ use super::sysctl;
 use super::tproxy::{self, Choice, Fixed, Picture};
 use super::watch::Watch;
 use crate::problem::Problem;
+use crate::process::program::was_killed;
 use crate::process::together::each;
 
 /// How long a start waits for another one's set-up: that takes some 50 ms.
@@ -246,7 +246,7 @@ impl Host {
         self.foundation.put_urgent_first();
         failures.extend(self.foundation.roll_back(&mut self.kernel).await);
         // Somebody may have been in the way for a moment; a program that hangs will hang again.
-        if !failures.is_empty() && !failures.iter().any(|failure| failure.error.is::<Killed>()) {
+        if !failures.is_empty() && !failures.iter().any(|failure| was_killed(&failure.error)) {
             warn!("once more: {}", TearDownError(failures));
             failures = self.interception.roll_back(&mut self.kernel).await;
             failures.extend(self.foundation.roll_back(&mut self.kernel).await);

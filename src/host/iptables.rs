@@ -1,27 +1,27 @@
 //! The only caller of the iptables programs.
 //!
-//! Of the `iptables` package only `execute` is used: its reading helpers call every failure
-//! "absent", and it waits for the lock of the legacy program without a limit. So the status and the
-//! words of every call are judged here, and every call is bounded in time.
+//! The status and the words of every call are judged here: "absent" is one answer, a failure another.
+//! Every call is bounded in time (`process::program`), and so is the wait for the lock of the legacy
+//! program.
 
 use std::env;
 use std::fs;
-use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
-use iptables::IPTables;
+use anyhow::{Result, anyhow, bail};
 
-use super::bounded::{self, Killed};
 use super::instance::ChainName;
 use super::nftables::Nftables;
 use super::saved::Saved;
 use super::step::{Family, Place, Program};
+use crate::process::program::{Ended, Run};
 
 /// How long one call may take: the lock of the legacy program is held for milliseconds.
 pub const LIMIT: Duration = Duration::from_secs(5);
+
+/// Some 300,000 rules. A list that is cut would be read as if the rest were not there.
+const MOST_OUTPUT: usize = 32 * 1024 * 1024;
 
 /// The caller. Holds only how long it may go on.
 #[derive(Clone, Copy, Debug, Default)]
@@ -115,33 +115,24 @@ impl Iptables {
     /// 13 ms where `nf_tables` removes something.
     pub fn transaction(&self, place: Place, lines: &[String]) -> Result<()> {
         let script = format!("*mangle\n{}\nCOMMIT\n", lines.join("\n"));
-        let mut command = Command::new(place.program.restore_command(place.family));
         let lock_limit = self.lock_limit().to_string();
-        self.run(command.args(["-w", &lock_limit, "--noflush"]), &script)?;
+        let program = place.program.restore_command(place.family);
+        let run = self.program(program).arguments(["-w", &lock_limit, "--noflush"]).input(script);
+        accepted(program, run)?;
         Ok(())
     }
 
     /// What another program prints; here because it needs the same bound.
     pub fn output(&self, program: &str, arguments: &[&str]) -> Result<String> {
-        let output = self.run(Command::new(program).args(arguments), "")?;
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        let ended = accepted(program, self.program(program).arguments(arguments))?;
+        if ended.cut {
+            bail!("{program} says more than {} MiB, which is too much", MOST_OUTPUT >> 20);
+        }
+        Ok(String::from_utf8_lossy(&ended.output).into_owned())
     }
 
-    fn run(&self, command: &mut Command, input: &str) -> Result<Output> {
-        let program = command.get_program().to_string_lossy().into_owned();
-        let arguments: Vec<String> =
-            command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        let output =
-            bounded::within(self.limit(), &program, &arguments, || output_of(command, input))?
-                .with_context(|| format!("run {program}"))?;
-        if let Some(killed) = Killed::by_signal(&program, output.status) {
-            return Err(killed.into());
-        }
-        if !output.status.success() {
-            bail!("{program} says {:?} ({})", words(&output), output.status);
-        }
-        Ok(output)
+    fn program(&self, program: &str) -> Run {
+        Run::new(program, self.limit()).most_output(MOST_OUTPUT)
     }
 
     fn change(&self, place: Place, command: &str) -> Result<()> {
@@ -161,44 +152,31 @@ impl Iptables {
         }
     }
 
-    fn execute(&self, place: Place, command: &str) -> Result<Output> {
-        let cmd = place.program.command(place.family);
-        let limit = self.limit();
-        let command = format!("-w {} {command}", self.lock_limit());
-        let arguments: Vec<&str> =
-            ["-t", "mangle"].into_iter().chain(command.split_whitespace()).collect();
-        let program = IPTables { cmd, has_check: true, has_wait: false, is_numeric: true };
-        // Its error is not Send, so it becomes text here.
-        let output = bounded::within(limit, cmd, &arguments, || {
-            program.execute("mangle", &command).map_err(|error| format!("run {cmd}: {error}"))
-        })?
-        .map_err(anyhow::Error::msg)?;
-        match Killed::by_signal(cmd, output.status) {
-            Some(killed) => Err(killed.into()),
-            None => Ok(output),
-        }
+    fn execute(&self, place: Place, command: &str) -> Result<Ended> {
+        let lock_limit = self.lock_limit().to_string();
+        let run = self.program(place.program.command(place.family));
+        let run = run.arguments(["-t", "mangle", "-w", &lock_limit]);
+        Ok(run.arguments(command.split_whitespace()).to_end()?)
     }
 }
 
-/// The input is a few hundred bytes: it fits the pipe, so writing never waits for the program.
-fn output_of(command: &mut Command, input: &str) -> std::io::Result<Output> {
-    let pipe = Stdio::piped;
-    let mut child = command.stdin(pipe()).stdout(pipe()).stderr(pipe()).spawn()?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A program that reads nothing is judged by its status.
-        let _unread = stdin.write_all(input.as_bytes());
+/// Its answer, where its status is good.
+fn accepted(program: &str, run: Run) -> Result<Ended> {
+    let ended = run.to_end()?;
+    if !ended.status.success() {
+        bail!("{program} says {:?} ({})", words(&ended), ended.status);
     }
-    child.wait_with_output()
+    Ok(ended)
 }
 
-fn complaint(place: Place, output: &Output) -> anyhow::Error {
+fn complaint(place: Place, output: &Ended) -> anyhow::Error {
     let program = place.program.command(place.family);
     anyhow!("{program} says {:?} ({})", words(output), output.status)
 }
 
 /// The exit status does not tell "absent" from "busy": legacy says 1 for both.
-fn says_absent(output: &Output) -> bool {
-    let text = String::from_utf8_lossy(&output.stderr);
+fn says_absent(output: &Ended) -> bool {
+    let text = String::from_utf8_lossy(&output.words);
     match output.status.code() {
         Some(1) => {
             text.contains("No chain/target/match by that name")
@@ -213,13 +191,13 @@ fn says_absent(output: &Output) -> bool {
 }
 
 /// Said with a status of 1 as well when the kernel lacks a match or a target.
-fn unsupported(output: &Output) -> bool {
-    let text = String::from_utf8_lossy(&output.stderr);
+fn unsupported(output: &Ended) -> bool {
+    let text = String::from_utf8_lossy(&output.words);
     text.contains("not supported") || text.contains("missing kernel module")
 }
 
-fn words(output: &Output) -> String {
-    let text = String::from_utf8_lossy(&output.stderr);
+fn words(output: &Ended) -> String {
+    let text = String::from_utf8_lossy(&output.words);
     let lines: Vec<&str> = text
         .lines()
         .map(str::trim)

@@ -6,7 +6,6 @@ use anyhow::{Context, Result, anyhow, bail};
 use tracing::{debug, warn};
 
 use super::applied::Kernel;
-use super::bounded::Killed;
 use super::iptables::Iptables;
 use super::mark::TableId;
 use super::nftables::{Change, Nftables};
@@ -16,6 +15,7 @@ use super::step::{Family, PROTOCOL, Step, Undo};
 use super::sysctl;
 use super::tproxy::Rule;
 use crate::fault::{self, Point};
+use crate::process::program::was_killed;
 use crate::process::together::each;
 
 #[derive(Debug)]
@@ -161,7 +161,7 @@ impl Linux {
     /// A program that was killed may have finished its work in the kernel. What it was about bears
     /// our name, so taking it back is right either way; what that comes to, the sweep will see.
     async fn take_back_if_killed(&mut self, error: &anyhow::Error, steps: &[Step]) {
-        if !error.is::<Killed>() {
+        if !was_killed(error) {
             return;
         }
         for undo in steps.iter().rev().filter_map(Step::undo) {

@@ -13,7 +13,6 @@
 pub mod applied;
 pub mod backend;
 pub mod barrier;
-mod bounded;
 pub mod debts;
 mod facade;
 pub mod instance;

@@ -9,6 +9,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::thread::scope;
 
 use anyhow::{Context, Result};
 use rustix::process::geteuid;
@@ -17,6 +18,7 @@ use rustix::thread::{
     remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
 };
 
+use super::threads::start_in;
 use crate::fault::{self, Point};
 
 /// What stock HAProxy has a use for: files and sockets as the configuration names and owns them,
@@ -71,14 +73,15 @@ pub fn keep_what_is_needed(needs: Needs, haproxy: &Path) -> Result<()> {
     reduce_to(for_us(needs))
 }
 
-/// Runs it on a thread that has only what HAProxy needs, so that its children have no more.
+/// Runs it on a thread that has only what HAProxy needs, so that its children have no more. An error
+/// where there is no thread to be had.
 pub fn as_haproxy<T: Send>(
     needs: Needs,
     spawn: impl FnOnce() -> io::Result<T> + Send,
 ) -> io::Result<T> {
     let reduced = || reduce_to(for_haproxy(needs)).map_err(io::Error::other).and_then(|()| spawn());
-    std::thread::scope(|scope| scope.spawn(reduced).join())
-        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    let panicked = |_| Err(io::Error::other("the thread that starts it panicked"));
+    scope(|scope| start_in(scope, "haproxy", reduced)?.join().unwrap_or_else(panicked))
 }
 
 fn reduce_to(kept: CapabilitySet) -> Result<()> {

@@ -1,16 +1,21 @@
 //! Waits for several programs at once, where each is asked by a call that waits for it.
 //!
-//! A start asks a dozen of them; one after the other they cost more than HAProxy's own start.
+//! A start asks a dozen of them; one after the other they cost more than HAProxy's own start. Where
+//! there is no thread to be had, they are asked one after the other.
 
-use std::iter;
 use std::panic::resume_unwind;
-use std::thread::{ScopedJoinHandle, scope};
+use std::sync::{Mutex, PoisonError};
+use std::thread::scope;
+
+use super::threads::start_in;
 
 /// The second on a thread of its own, which ends with this call.
 pub fn both<A, B: Send>(one: impl FnOnce() -> A, other: impl FnOnce() -> B + Send) -> (A, B) {
+    let other = Once::new(other);
     scope(|scope| {
-        let other = scope.spawn(other);
-        (one(), joined(other))
+        let thread = start_in(scope, "together", || other.call());
+        let one = one();
+        (one, thread.map_or_else(|_| other.call(), joined))
     })
 }
 
@@ -20,14 +25,32 @@ pub fn each<T: Sync, R: Send>(items: &[T], call: impl Fn(&T) -> R + Sync) -> Vec
     let call = &call;
     let Some((first, rest)) = items.split_first() else { return Vec::new() };
     scope(|scope| {
-        let threads: Vec<_> = rest.iter().map(|item| scope.spawn(move || call(item))).collect();
-        let first = call(first);
-        iter::once(first).chain(threads.into_iter().map(joined)).collect()
+        let start = |item| (item, start_in(scope, "together", move || call(item)));
+        let threads: Vec<_> = rest.iter().map(start).collect();
+        let mut answers = vec![call(first)];
+        for (item, thread) in threads {
+            answers.push(thread.map_or_else(|_| call(item), joined));
+        }
+        answers
     })
 }
 
-fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+/// A call that is still there where no thread could be started for it.
+struct Once<F>(Mutex<Option<F>>);
+
+impl<R, F: FnOnce() -> R> Once<F> {
+    fn new(call: F) -> Self {
+        Self(Mutex::new(Some(call)))
+    }
+
+    fn call(&self) -> R {
+        let call = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        call.expect("it is called by the thread, or, without one, by the caller")()
+    }
 }
 
 #[cfg(test)]

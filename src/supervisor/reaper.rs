@@ -1,9 +1,9 @@
 //! Acts: the one who waits for children.
 //!
-//! It runs on the thread that also runs the synchronous commands (iptables and the like), so at
-//! this moment none of those is waiting for a child of its own: every corpse is a generation's or an
-//! orphan's, and nobody's status is stolen. Where a command runs beside the loop (`process::aside`)
-//! it asks for the generations alone.
+//! It waits for children of its own thread only (`__WNOTHREAD`, wait(2)), which is hapilot's first: to
+//! that the kernel gives orphans, and HAProxy once the thread that started it has ended. A program of
+//! hapilot's is a child of the thread that runs it and waits for it (`process::program`), so its status
+//! cannot be stolen here, and orphans are reaped while programs run.
 
 use std::io;
 
@@ -12,23 +12,23 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 use crate::fault::{self, Point};
-use crate::process::aside::is_busy;
 use crate::process::exit::Exit;
 
-/// Every child that has ended, oldest first; of those only that are `known`, while somebody else
-/// waits for others.
+/// Every child of this thread that has ended, and those that are `known`, whose starting thread may be
+/// there still.
 #[must_use]
 pub fn reap(known: &[i32]) -> Vec<(i32, Exit)> {
-    if is_busy() {
-        return known.iter().filter_map(|pid| ended(|| Id::Pid(Pid::from_raw(*pid)))).collect();
-    }
-    std::iter::from_fn(|| ended(|| Id::All)).collect()
+    let known = known.iter().filter_map(|pid| ended(|| Id::Pid(Pid::from_raw(*pid)), ANY));
+    let own = std::iter::from_fn(|| ended(|| Id::All, WaitPidFlag::__WNOTHREAD));
+    known.chain(own).collect()
 }
 
+const ANY: WaitPidFlag = WaitPidFlag::empty();
+
 /// The first of these that has.
-fn ended<'fd>(of: impl Fn() -> Id<'fd>) -> Option<(i32, Exit)> {
+fn ended<'fd>(of: impl Fn() -> Id<'fd>, which: WaitPidFlag) -> Option<(i32, Exit)> {
     loop {
-        return match waitid(of(), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG) {
+        return match waitid(of(), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | which) {
             Ok(WaitStatus::Exited(pid, code)) => {
                 // The kernel keeps eight bits of it.
                 let code = u8::try_from(code & 0xff).unwrap_or(u8::MAX);

@@ -19,6 +19,7 @@ use crate::host::iptables::Iptables;
 use crate::host::plan::jump_to;
 use crate::host::record::Migration;
 use crate::host::step::{Place, Program, Undo};
+use crate::process::together::each;
 
 const FROM: &str = "PREROUTING";
 
@@ -145,20 +146,11 @@ impl InChain {
         &self,
         what: impl Fn(&Iptables, Place) -> Result<T> + Sync,
     ) -> Vec<Result<T>> {
-        let what = &what;
-        std::thread::scope(|scope| {
-            let one = |place: Place| {
-                scope.spawn(move || {
-                    let mut iptables = Iptables::default();
-                    // The first call may take half of it.
-                    iptables.finish_by(Instant::now() + 2 * self.limit);
-                    what(&iptables, place)
-                })
-            };
-            let all: Vec<_> = self.places.iter().map(|&place| one(place)).collect();
-            all.into_iter()
-                .map(|thread| thread.join().unwrap_or_else(|_| Err(anyhow!("it panicked"))))
-                .collect()
+        each(&self.places, |&place| {
+            let mut iptables = Iptables::default();
+            // The first call may take half of it.
+            iptables.finish_by(Instant::now() + 2 * self.limit);
+            what(&iptables, place)
         })
     }
 }

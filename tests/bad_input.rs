@@ -129,7 +129,53 @@ fn a_configuration_that_needs_the_right_is_refused_without_it() {
     let config = haproxy_cfg::transparent(":80", ":::80 v6only");
     let config = host.write("haproxy.cfg", &config);
     let ended = host.container("hapilot").config(&config).without_net_admin().finish();
-    ended.assert_code(69).assert_says(&["NET_ADMIN", "haproxy.cfg:"]);
+    let words = ["NET_ADMIN", "haproxy.cfg:", "HAPROXY_TRANSPARENT=off"];
+    ended.assert_code(69).assert_says(&words);
+    host.state().assert_same_as(&before);
+}
+
+#[test]
+fn what_haproxy_does_not_read_or_perhaps_does_not_is_no_reason_to_refuse() {
+    let (host, before) = host();
+    let (proxy, line) =
+        (haproxy_cfg::proxy("127.0.0.1:80", "v1"), "source 0.0.0.0 usesrc clientip");
+    // Deeper than hapilot follows, and HAProxy 2.6 knows no other condition that it cannot decide.
+    let deep = format!("{}0{}", "(".repeat(99), ")".repeat(99));
+    for (condition, warned) in [("defined(TPROXY)", false), (deep.as_str(), true)] {
+        let text = format!("{proxy}.if {condition}\n  {line}\n.endif\n");
+        let config = host.write("haproxy.cfg", &text);
+        let spec = host.container("hapilot").config(&config).without_net_admin();
+        let mut hapilot = spec.start().serving();
+        let told = hapilot.log.count("if HAProxy reads this line");
+        assert_eq!(told > 0, warned, "{condition}: {}", hapilot.log.text());
+        hapilot.stop();
+        let set = host.container("other").config(&config).env("TPROXY", "1").without_net_admin();
+        if !warned {
+            set.finish().assert_code(69).assert_says(&["NET_ADMIN", "haproxy.cfg:"]);
+        }
+    }
+    host.state().assert_same_as(&before);
+}
+
+/// `IP_TRANSPARENT` wants `CAP_NET_RAW` or `CAP_NET_ADMIN`; Docker gives the first to each container.
+#[test]
+fn a_transparent_bind_needs_no_more_than_docker_gives() {
+    let (host, before) = host();
+    host.namespace.run("ip route add local 10.99.0.7 dev lo");
+    let text = format!(
+        "{}frontend web\n  bind 10.99.0.7:80 transparent\n  http-request return status 200\n",
+        haproxy_cfg::DEFAULTS
+    );
+    let config = host.write("haproxy.cfg", &text);
+    let mut hapilot =
+        host.container("hapilot").config(&config).without_net_admin().start().serving();
+    assert!(lab::get(&host.namespace, "10.99.0.7:80", "/").is_answered());
+    hapilot.reload();
+    hapilot.stop();
+    let spec = host.container("less").config(&config).args(&["check"]);
+    let ended = spec.without_capabilities("-net_admin,-net_raw").finish();
+    ended.assert_says(&["transparent needs the capability NET_RAW", "--cap-add=NET_RAW"]);
+    host.namespace.run("ip route del local 10.99.0.7 dev lo");
     host.state().assert_same_as(&before);
 }
 

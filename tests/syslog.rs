@@ -63,6 +63,31 @@ fn machines_get_facility_and_severity_as_fields() {
     hapilot.stop();
 }
 
+/// Every way in which HAProxy lets the address be written.
+#[test]
+fn the_address_may_come_from_a_variable_and_have_a_prefix() {
+    let host = Host::alone();
+    for (index, (global, log)) in [
+        ("", "log \"${LOG}\" local0"),
+        ("", "log ${LOG} local0"),
+        ("", "log unix@/dev/log local0"),
+        ("  setenv TO /dev/log\n", "log \"uxdg@$TO\" local0"),
+        ("  presetenv LOG 127.0.0.1\n.if defined(LOG)\n", "log \"$LOG\" local0\n.endif"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let text =
+            config("").replace("  log /dev/log len 4096 local0", &format!("{global}  {log}"));
+        let config = host.write("haproxy.cfg", &text);
+        let spec = host.container(&format!("hapilot{index}")).config(&config).own_dev();
+        let mut hapilot = spec.env("LOG", "/dev/log").start().serving();
+        ask(&host, "/");
+        hapilot.log.await_line("web/<NOSRV>");
+        hapilot.stop();
+    }
+}
+
 #[test]
 fn a_haproxy_in_a_chroot_finds_it_too() {
     let host = Host::alone();

@@ -113,6 +113,40 @@ fn each_kind_of_change_is_one_reload() {
 }
 
 #[test]
+fn a_name_that_is_made_of_variables_is_watched() {
+    let host = Host::alone();
+    let (etc, made) = (directory(&host, "etc"), directory(&host, "made"));
+    let pem = fs::read(certificate(&made)).unwrap();
+    let put = |name: &str| fs::write(etc.join(name), &pem).unwrap();
+    ["preset.pem", "set.pem", "outside.pem", "else.pem"].into_iter().for_each(put);
+    let etc_is = etc.display();
+    let global = format!(
+        "global\n  presetenv ETC {etc_is}\n  setenv NAME set\n.if defined(NO_SUCH)\n  setenv LAST x\n\
+         .else\n  setenv LAST else\n.endif\n"
+    );
+    let text = format!(
+        "{global}{}  bind 127.0.0.1:443 ssl crt \"$ETC/preset.pem\"\n  \
+         bind 127.0.0.1:444 ssl crt \"$ETC/$NAME.pem\"\n  \
+         bind 127.0.0.1:445 ssl crt \"$ETC/$OUTSIDE\"\n  bind 127.0.0.1:446 ssl crt \"$ETC/$LAST.pem\"\n",
+        config("v1")
+    );
+    fs::write(etc.join("haproxy.cfg"), text).unwrap();
+    let spec = host.container("hapilot").config(&etc.join("haproxy.cfg"));
+    let spec = spec.env("HAPROXY_WATCH", "on").env("OUTSIDE", "outside.pem");
+    let mut hapilot = spec.start().serving();
+    assert_one_reload_each(
+        &mut hapilot,
+        &[
+            ("of presetenv", &|| put("preset.pem")),
+            ("of setenv", &|| put("set.pem")),
+            ("of the environment", &|| put("outside.pem")),
+            ("of the branch that is read", &|| put("else.pem")),
+        ],
+    );
+    hapilot.stop();
+}
+
+#[test]
 fn a_link_that_is_swapped_is_one_reload_of_several_files_and_directories() {
     let host = Host::alone();
     let conf = directory(&host, "conf");

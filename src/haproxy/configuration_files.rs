@@ -12,6 +12,7 @@ use anyhow::Context;
 use rustix::fs::{Access, access};
 
 use super::configuration::Configuration;
+use super::configuration::reader::Reader;
 use crate::fault::{self, Point};
 
 /// Whether HAProxy could read its configuration here, or why not.
@@ -28,18 +29,22 @@ pub fn usable(path: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Reads and scans all of them. `directory` is where `-C` says that relative paths begin.
-pub fn read(paths: &[PathBuf], directory: Option<&Path>) -> anyhow::Result<Configuration> {
-    let mut configuration = Configuration::default();
+/// Reads all of them as HAProxy would. `directory` is where `-C` says that relative paths begin.
+pub fn read(
+    paths: &[PathBuf],
+    directory: Option<&Path>,
+    reader: &Reader,
+) -> anyhow::Result<Configuration> {
+    let mut texts = Vec::new();
     for path in paths {
         let path = directory.map_or_else(|| path.clone(), |directory| directory.join(path));
         let files = files(&path).with_context(|| format!("look at {}", path.display()))?;
         for file in files.iter().filter(|file| file.is_file()) {
             let text = fs::read(file).with_context(|| format!("read {}", file.display()))?;
-            configuration.scan(file, &String::from_utf8_lossy(&text));
+            texts.push((file.clone(), String::from_utf8_lossy(&text).into_owned()));
         }
     }
-    Ok(configuration)
+    Ok(reader.read(&texts))
 }
 
 /// The files of a configuration as they were, in a directory that is removed with this. What they
@@ -118,6 +123,12 @@ fn reason(error: &io::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::haproxy::configuration::environment::Environment;
+    use crate::haproxy::version::Build;
+
+    fn reader() -> Reader {
+        Reader { build: Build::oldest(), environment: Environment::default() }
+    }
 
     #[test]
     fn copies_keep_the_order_and_the_text() {
@@ -196,7 +207,8 @@ mod tests {
             ("40.cfg.bak", "global\n maxconn 40\n"),
         ]);
         fs::create_dir(dir.path().join("50.cfg")).unwrap();
-        let read = read(&["/dev/null".into(), ".".into()], Some(dir.path())).unwrap();
+        let paths = ["/dev/null".into(), ".".into()];
+        let read = read(&paths, Some(dir.path()), &reader()).unwrap();
         let maxconn = read.maxconn.unwrap();
         assert_eq!(maxconn.value, 20);
         assert!(maxconn.place.file.ends_with("20.cfg"));
@@ -204,7 +216,7 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_read_is_named() {
-        let error = read(&["/no/such.cfg".into()], None).unwrap_err();
+        let error = read(&["/no/such.cfg".into()], None, &reader()).unwrap_err();
         assert!(format!("{error:#}").starts_with("look at /no/such.cfg: No such file"));
     }
 }

@@ -1,16 +1,19 @@
 //! Acts: looks at the configuration as HAProxy is about to read it, before each launch, so that a
 //! reload is warned of like a start. HAProxy has the last word.
 
-use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::path::PathBuf;
 
+use rustix::thread::{CapabilitySet, capabilities};
+
+use super::configuration::environment::Environment;
 use super::configuration::named::Named;
+use super::configuration::reader::Reader;
 use super::configuration::{Configuration, Facts, judge};
 use super::configuration_files;
 use super::launch::StateFile;
-use super::version::Version;
+use super::version::Build;
 use crate::problem::Problem;
-use crate::settings::SET_BY_HAPROXY;
 
 /// What stays the same while the configuration changes.
 #[derive(Clone, Debug)]
@@ -19,7 +22,7 @@ pub struct Judge {
     pub paths: Vec<PathBuf>,
     /// `-C` of HAProxy's arguments.
     pub directory: Option<PathBuf>,
-    pub version: Version,
+    pub build: Build,
     pub hostname: String,
     pub local_peer: Option<String>,
     pub maxconn: Option<u64>,
@@ -44,22 +47,23 @@ impl Judge {
     /// What cannot be read is HAProxy's to complain about, in its own words.
     #[must_use]
     pub fn read(&self) -> Configuration {
-        configuration_files::read(&self.paths, self.directory.as_deref()).unwrap_or_default()
+        let reader = reader(&self.build, self.local_peer.as_deref(), &self.hostname);
+        configuration_files::read(&self.paths, self.directory.as_deref(), &reader)
+            .unwrap_or_default()
     }
 
     #[must_use]
     pub fn judge(&self) -> Judgement {
         let configuration = self.read();
-        let environment = environment();
         let facts = Facts {
-            version: &self.version,
+            version: &self.build.version,
             hostname: &self.hostname,
             local_peer: self.local_peer.as_deref(),
             maxconn: self.maxconn,
             descriptors: self.descriptors,
             transparent: self.transparent,
+            may_be_transparent: may_be_transparent(),
             open_from: self.open_from,
-            environment: &environment,
         };
         let problems = judge(&configuration, &facts);
         let syslog = syslog(&configuration);
@@ -69,7 +73,7 @@ impl Judge {
     /// The files that the configuration names, those of its lists included.
     #[must_use]
     pub fn named(&self, directories: &[PathBuf]) -> Named {
-        let mut named = self.read().named.expanded(|name| std::env::var(name).ok());
+        let mut named = self.read().named;
         for list in named.lists.clone() {
             let places: Vec<_> = named.places(&list, directories).collect();
             for text in places.iter().filter_map(|place| std::fs::read_to_string(place).ok()) {
@@ -89,11 +93,25 @@ impl Judge {
     }
 }
 
-/// As HAProxy will find it: with what we and it add.
-fn environment() -> BTreeSet<String> {
+/// With the environment that HAProxy finds: ours, and what each launch adds to it.
+#[must_use]
+pub fn reader(build: &Build, local_peer: Option<&str>, hostname: &str) -> Reader {
     let ours = ["HAPILOT_GENERATION", "HAPILOT_VERSION", "HAPILOT_HAPROXY_VERSION"];
-    let others = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    ours.into_iter().chain(SET_BY_HAPROXY).map(str::to_owned).chain(others).collect()
+    let inherited = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, lossy(&value))));
+    let added = ours.into_iter().map(|name| (name.to_owned(), String::new()));
+    let all = inherited.chain(added);
+    let environment = Environment::new(all, &build.version, local_peer.unwrap_or(hostname));
+    Reader { build: build.clone(), environment }
+}
+
+fn may_be_transparent() -> bool {
+    let either = CapabilitySet::NET_RAW | CapabilitySet::NET_ADMIN;
+    capabilities(None).is_ok_and(|sets| sets.effective.intersects(either))
+}
+
+fn lossy(value: &OsStr) -> String {
+    value.to_string_lossy().into_owned()
 }
 
 /// HAProxy looks for it anew with each message, so a `chroot` has one of its own; what it says

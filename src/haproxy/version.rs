@@ -25,6 +25,12 @@ impl Version {
         self.at_least(OLDEST.0, OLDEST.1)
     }
 
+    /// As HAProxy's `version_atleast` compares; what is no version is older than all.
+    #[must_use]
+    pub fn is_at_least(&self, text: &str) -> bool {
+        split(text).is_none_or(|wanted| split(&self.full).is_some_and(|own| own >= wanted))
+    }
+
     fn parse(full: &str) -> Option<Self> {
         let mut parts = full.split(['.', '-']);
         let mut number = || parts.next()?.parse().ok();
@@ -38,11 +44,67 @@ impl fmt::Display for Version {
     }
 }
 
+/// `A.B.C.D-devE-F`: A to D, 1 for "dev", 2 for "rc" and "pre", else 3, E, F. The number before
+/// a sign that is none is read, as `strtol` does.
+fn split(text: &str) -> Option<[u64; 7]> {
+    let mut value = [0, 0, 0, 0, 3, 0, 0];
+    if text.is_empty() {
+        return None;
+    }
+    let mut left = text;
+    for (place, last) in [(0, false), (1, false), (2, false), (3, true)] {
+        let (number, rest) = leading(left);
+        value[place] = number;
+        match rest.as_bytes().first() {
+            None => return Some(value),
+            Some(b'-') => {
+                left = &rest[1..];
+                break;
+            }
+            Some(b'.') if !last => left = &rest[1..],
+            _ => return None,
+        }
+    }
+    for (tag, rank) in [("dev", 1), ("rc", 2), ("pre", 2)] {
+        if let Some(rest) = left.strip_prefix(tag) {
+            let (number, rest) = leading(rest);
+            (value[4], value[5]) = (rank, number);
+            if rest.is_empty() {
+                return Some(value);
+            }
+            left = rest.strip_prefix('-')?;
+            break;
+        }
+    }
+    let commit = left.rsplit_once('-').map_or(left, |(_, commit)| commit);
+    if left.ends_with('-') {
+        return None;
+    }
+    let (number, rest) = leading(commit);
+    value[6] = if rest.is_empty() { number } else { 0 };
+    Some(value)
+}
+
+fn leading(text: &str) -> (u64, &str) {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    (text[..end].parse().unwrap_or(0), &text[end..])
+}
+
+/// `3.0.22`, `1.1.1w`.
+fn openssl(text: &str) -> Option<(u64, u64, u64, String)> {
+    let mut parts = text.splitn(3, '.');
+    let (major, minor) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    let (patch, letter) = leading(parts.next()?);
+    letter.chars().all(|c| c.is_ascii_lowercase()).then(|| (major, minor, patch, letter.to_owned()))
+}
+
 /// What a `haproxy` was built as.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Build {
     pub version: Version,
     features: BTreeSet<String>,
+    /// Of the TLS library: what it was built with, and what it runs with.
+    tls: Option<(String, String)>,
 }
 
 impl Build {
@@ -62,7 +124,33 @@ impl Build {
             .filter_map(|word| word.strip_prefix('+'))
             .map(str::to_owned)
             .collect();
-        Some(Self { version, features })
+        let said = |begin: &str| {
+            let mut lines = vv.lines().filter(|line| line.starts_with(begin));
+            Some(lines.find_map(|line| line.split_once("SSL version : "))?.1.to_owned())
+        };
+        let tls = said("Built with ").zip(said("Running on "));
+        Some(Self { version, features, tls })
+    }
+
+    /// What is certain of every HAProxy, where there is none to ask.
+    #[must_use]
+    pub fn oldest() -> Self {
+        let (major, minor) = OLDEST;
+        let version = Version { major, minor, full: format!("{major}.{minor}") };
+        Self { version, features: BTreeSet::new(), tls: None }
+    }
+
+    /// `None` where it was not built with OpenSSL, or where that is no version of it.
+    #[must_use]
+    pub fn openssl_is_at_least(&self, text: &str) -> Option<bool> {
+        let (built, _) = self.tls.as_ref()?;
+        let own = openssl(built.strip_prefix("OpenSSL ")?.split_whitespace().next()?)?;
+        Some(own >= openssl(text)?)
+    }
+
+    #[must_use]
+    pub fn tls_library_starts_with(&self, text: &str) -> Option<bool> {
+        self.tls.as_ref().map(|(_, runs)| runs.starts_with(text))
     }
 
     /// Whether it was built with, for example, `TPROXY`, `LINUX_CAP` or `QUIC`.
@@ -78,6 +166,39 @@ mod tests {
 
     fn version(first_line: &str) -> Version {
         Build::parse(first_line).unwrap().version
+    }
+
+    #[test]
+    fn versions_are_compared_as_haproxy_compares_them() {
+        let own = version("HAProxy version 3.0.11-1+deb13u5 2026/11/18");
+        for (text, at_least) in [
+            ("3", true),
+            ("3.0.11", true),
+            ("3.0.12", false),
+            ("3.0.11-dev5", true),
+            ("3.0.11-1", false),
+            ("3.1-dev0", false),
+            ("2.9.99", true),
+            ("x", true),
+            ("", true),
+        ] {
+            assert_eq!(own.is_at_least(text), at_least, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_tls_library_is_told_by_what_was_built_and_what_runs() {
+        let text = "HAProxy version 3.0.11 2026\nBuilt with OpenSSL version : OpenSSL 1.1.1w 11\n\
+                    Running on OpenSSL version : OpenSSL 1.1.1x 12\n";
+        let build = Build::parse(text).unwrap();
+        for (text, at_least) in
+            [("1.1.1", Some(true)), ("1.1.1x", Some(false)), ("3.0.0", Some(false)), ("3", None)]
+        {
+            assert_eq!(build.openssl_is_at_least(text), at_least, "{text}");
+        }
+        assert_eq!(build.tls_library_starts_with("OpenSSL 1.1.1x"), Some(true));
+        assert_eq!(build.tls_library_starts_with("LibreSSL"), Some(false));
+        assert_eq!(Build::oldest().openssl_is_at_least("1.1.1"), None);
     }
 
     #[test]

@@ -14,7 +14,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use mistake::{Mistake, Mistakes, Warning};
-pub use names::HAPROXYS as SET_BY_HAPROXY;
 
 use crate::host::backend::Firewall;
 use crate::host::mark::{FwMark, Intercept, Port, TableId};

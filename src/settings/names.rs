@@ -81,7 +81,7 @@ pub(super) const OURS: [&Variable; 18] = [
 pub(super) const NOT_YET: [&str; 1] = ["HAPROXY_DISCOVERY"];
 
 /// HAProxy's own: set by it for its children and checks, or by its official image.
-pub const HAPROXYS: [&str; 31] = [
+const HAPROXYS: [&str; 31] = [
     "HAPROXY_BRANCH",
     "HAPROXY_CFGFILES",
     "HAPROXY_CLI",

@@ -43,8 +43,9 @@ use crate::handover::takeover::protocol::{Hello, Name, PROTOCOL};
 use crate::haproxy::command_line::{HaproxyArguments, Source, source};
 use crate::haproxy::configuration::{Configuration, closed_port};
 use crate::haproxy::installed::{self, Installed};
-use crate::haproxy::judge::Judge;
+use crate::haproxy::judge::{self, Judge};
 use crate::haproxy::launch::Program;
+use crate::haproxy::version::Build;
 use crate::haproxy::{configuration_files, embedded};
 use crate::host::backend::Backend;
 use crate::host::barrier::Site;
@@ -171,7 +172,11 @@ impl Survey {
         // A file that cannot be read is HAProxy's to complain about, in its own words.
         let configuration = match &asked.source {
             Source::Paths(paths) => {
-                configuration_files::read(paths, asked.arguments.directory.as_deref())
+                let oldest = Build::oldest();
+                let build = found.as_ref().map_or(&oldest, |installed| &installed.build);
+                let local_peer = asked.arguments.local_peer.as_deref();
+                let reader = judge::reader(build, local_peer, &hostname());
+                configuration_files::read(paths, asked.arguments.directory.as_deref(), &reader)
                     .unwrap_or_default()
             }
             Source::Embedded => Configuration::default(),
@@ -249,8 +254,8 @@ impl Survey {
         Judge {
             paths,
             directory: arguments.directory.clone(),
-            version: self.installed.build.version.clone(),
-            hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            build: self.installed.build.clone(),
+            hostname: hostname(),
             local_peer: arguments.local_peer.clone(),
             maxconn: arguments.maxconn,
             descriptors: descriptor_limit(),
@@ -265,7 +270,7 @@ impl Survey {
         if self.transparent {
             return None;
         }
-        Some(self.judge().read().transparent().next()?.to_string())
+        Some(self.judge().read().needs_the_host()?.to_string())
     }
 
     fn program(&self, configuration: Vec<PathBuf>) -> Program {
@@ -347,11 +352,16 @@ fn free<T>(
 
 /// What cannot work without transparent proxying, if anything.
 fn needs_transparent(asked: &Asked, configuration: &Configuration) -> Option<String> {
-    if let Some(place) = configuration.transparent().next() {
-        return Some(format!("the configuration needs transparent proxying: {place}"));
+    if let Some(place) = configuration.needs_the_host() {
+        return Some(format!(
+            "the configuration needs transparent proxying: {place}; if something else sets it up, \
+             HAPROXY_TRANSPARENT=off starts all the same"
+        ));
     }
     let first = asked.settings.intercept.first()?;
-    Some(format!("HAPROXY_INTERCEPT={first} needs transparent proxying"))
+    Some(format!(
+        "HAPROXY_INTERCEPT={first} needs transparent proxying; without that setting it is not needed"
+    ))
 }
 
 fn refusal(status: u8, problems: &[Problem], because: Option<&str>) -> Refused {
@@ -366,6 +376,10 @@ fn refusal(status: u8, problems: &[Problem], because: Option<&str>) -> Refused {
         let _ = write!(text, "\n({because})");
     }
     Refused { status, text }
+}
+
+fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// The first port that HAProxy may bind whatever its rights are.

@@ -181,9 +181,8 @@ pub fn told(tallies: &[(Vec<u32>, Tally)]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
+    use crate::haproxy::configuration::reader::read_text;
     use crate::supervisor::lifecycle::CrashPolicy;
 
     fn limits(stop: u64, drain: u64) -> Limits {
@@ -202,9 +201,7 @@ mod tests {
     }
 
     fn planned(text: &str) -> Vec<String> {
-        let mut configuration = Configuration::default();
-        configuration.scan(Path::new("h.cfg"), text);
-        plan(&configuration, &limits(295, 295)).iter().map(ToString::to_string).collect()
+        plan(&read_text(text), &limits(295, 295)).iter().map(ToString::to_string).collect()
     }
 
     #[test]

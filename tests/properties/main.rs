@@ -7,10 +7,11 @@ mod netlink;
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
-use std::path::Path;
 
 use hapilot::control::protocol::Request;
 use hapilot::haproxy::configuration::Configuration;
+use hapilot::haproxy::configuration::environment::Environment;
+use hapilot::haproxy::configuration::reader::Reader;
 use hapilot::haproxy::runtime_api::field;
 use hapilot::haproxy::server_state::carry_over;
 use hapilot::haproxy::version::Build;
@@ -21,11 +22,18 @@ use hapilot::settings::Settings;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+fn read(text: &str) -> Configuration {
+    let build = Build::oldest();
+    let environment = Environment::new([("A", "a b")], &build.version, "me");
+    Reader { build, environment }.read(&[("h.cfg".into(), text.to_owned())])
+}
+
 /// What configurations are made of, in any order: much nearer to the edges than plain noise.
 fn configuration() -> impl Strategy<Value = String> {
     let word = prop_oneof![
         "(global|defaults|frontend|peers|timeout|bind|server|source|setcap|maxconn|user)",
-        "(crt|crt-list|-f|errorfile|filter|config|map\\(|set-map\\(|\"\\$|\\$\\{|\\}|.if|.endif)",
+        "(crt|crt-list|-f|errorfile|filter|config|map\\(|set-map\\(|\"\\$|\\$\\{|\\}|.if|.elif|.else|.endif)",
+        "(setenv|presetenv|resetenv|unsetenv|A|defined\\(A\\)|!|&&|\\|\\||1|0|\"\\$A\"|log|no|unix@)",
         "(usesrc|transparent|namespace|tunnel|client|hard-stop-after|localpeer|peer|disabled)",
         "(:[0-9]{1,7}|\\[::\\]:80-90|[0-9]{1,21}(us|ms|s|m|h|d|x)?|\\$\\{A\\}|0.0.0.0)",
         "[\"'\\\\# \t]{1,3}",
@@ -84,10 +92,10 @@ proptest! {
 
     #[test]
     fn any_configuration_is_read_and_every_place_is_in_it(text in configuration()) {
-        let mut found = Configuration::default();
-        found.scan(Path::new("h.cfg"), &text);
+        let found = read(&text);
         let lines = text.lines().count();
-        for place in found.transparent().chain(&found.namespace).chain(&found.user) {
+        let usesrc = found.usesrc.iter().map(|usesrc| &usesrc.place);
+        for place in usesrc.chain(&found.namespace).chain(&found.user) {
             prop_assert!((1..=lines).contains(&place.line), "{place} of {lines} lines");
         }
         for place in found.timeouts.iter().map(|timeout| &timeout.place) {
@@ -98,9 +106,7 @@ proptest! {
     #[test]
     fn a_comment_says_nothing(text in configuration()) {
         let commented: String = text.lines().flat_map(|line| ["# ", line, "\n"]).collect();
-        let mut found = Configuration::default();
-        found.scan(Path::new("h.cfg"), &commented);
-        prop_assert_eq!(found, Configuration::default());
+        prop_assert_eq!(read(&commented), Configuration::default());
     }
 
     #[test]

@@ -1,8 +1,7 @@
 //! Decides: what in a configuration will probably not work here. Warnings, each with its place.
 
-use std::collections::BTreeSet;
-
-use super::{Configuration, Found, Peers};
+use super::environment::is_known;
+use super::{Certainty, Configuration, Found, Peers};
 use crate::haproxy::version::Version;
 use crate::problem::Problem;
 
@@ -25,10 +24,10 @@ pub struct Facts<'a> {
     pub descriptors: Option<u64>,
     /// Whether transparent proxying is set up.
     pub transparent: bool,
+    /// Whether a socket may be made transparent (`CAP_NET_RAW` or `CAP_NET_ADMIN`).
+    pub may_be_transparent: bool,
     /// Ports from this one on may be bound without a right.
     pub open_from: u16,
-    /// The names of the environment's variables, HAProxy's own among them.
-    pub environment: &'a BTreeSet<String>,
 }
 
 #[must_use]
@@ -36,13 +35,13 @@ pub fn judge(configuration: &Configuration, facts: &Facts<'_>) -> Vec<Problem> {
     let mut problems = Vec::new();
     problems.extend(master_worker(configuration));
     problems.extend(switched_off(configuration, facts));
+    problems.extend(closed_to_transparent(configuration, facts));
     problems.extend(user_with_usesrc(configuration, facts.version));
     problems.extend(descriptors(configuration, facts));
     if let Some(lowest) = &configuration.lowest_port {
         problems.extend(closed_port(&lowest.place.to_string(), lowest.value, facts.open_from));
     }
-    let unset = |found: &&Found<String>| !facts.environment.contains(&found.value);
-    problems.extend(configuration.variables.iter().filter(unset).map(unset_variable));
+    problems.extend(configuration.unset.iter().map(unset_variable));
     let peers = configuration.peers.iter();
     problems.extend(peers.filter_map(|peers| stranger(peers, configuration, facts)));
     problems
@@ -68,18 +67,31 @@ fn master_worker(configuration: &Configuration) -> Option<Problem> {
 }
 
 fn switched_off(configuration: &Configuration, facts: &Facts<'_>) -> Option<Problem> {
-    let place = configuration.transparent().next().filter(|_| !facts.transparent)?;
+    let Found { value: certainty, place } =
+        configuration.usesrc.first().filter(|_| !facts.transparent)?;
+    let if_read = match certainty {
+        Certainty::Certain => "",
+        Certainty::Possible => "if HAProxy reads this line, ",
+    };
     Some(Problem {
-        what: format!("{place}: this needs transparent proxying, which is not set up"),
+        what: format!("{place}: {if_read}this needs transparent proxying, which is not set up"),
         mend: "unless something else does it, run with --cap-add=NET_ADMIN and \
                HAPROXY_TRANSPARENT=on"
             .into(),
     })
 }
 
+fn closed_to_transparent(configuration: &Configuration, facts: &Facts<'_>) -> Option<Problem> {
+    let place = configuration.transparent_binds.first().filter(|_| !facts.may_be_transparent)?;
+    Some(Problem {
+        what: format!("{place}: transparent needs the capability NET_RAW, which is missing"),
+        mend: "docker run --cap-add=NET_RAW".into(),
+    })
+}
+
 /// Binding to the client's address takes a capability that goes away with root.
 fn user_with_usesrc(configuration: &Configuration, version: &Version) -> Option<Problem> {
-    let (usesrc, user) = (configuration.usesrc.first()?, configuration.user.as_ref()?);
+    let (usesrc, user) = (&configuration.usesrc.first()?.place, configuration.user.as_ref()?);
     let what = format!("{usesrc}: usesrc needs a capability that {user} gives away with root");
     if !version.at_least(2, 9) {
         let mend = format!("HAProxy {version} must run without user and uid: remove {user}");
@@ -126,7 +138,7 @@ fn descriptors(configuration: &Configuration, facts: &Facts<'_>) -> Option<Probl
 fn stranger(peers: &Peers, configuration: &Configuration, facts: &Facts<'_>) -> Option<Problem> {
     let set = configuration.local_peer.as_ref().map(|found| found.value.as_str());
     let name = facts.local_peer.or(set).unwrap_or(facts.hostname);
-    let unknown = |name: &str| name.contains('$');
+    let unknown = |name: &str| !is_known(name);
     if peers.disabled
         || peers.names.is_empty()
         || unknown(name)
@@ -148,8 +160,7 @@ fn stranger(peers: &Peers, configuration: &Configuration, facts: &Facts<'_>) -> 
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
+    use super::super::reader::read_text;
     use super::*;
 
     fn version(minor: u16, major: u16) -> Version {
@@ -157,8 +168,7 @@ mod tests {
     }
 
     fn judged(text: &str, version: &Version, change: impl Fn(&mut Facts<'_>)) -> Vec<String> {
-        let mut configuration = Configuration::default();
-        configuration.scan(Path::new("h.cfg"), text);
+        let configuration = read_text(text);
         let mut facts = Facts {
             version,
             hostname: "host",
@@ -166,8 +176,8 @@ mod tests {
             maxconn: None,
             descriptors: Some(1024),
             transparent: true,
+            may_be_transparent: true,
             open_from: 0,
-            environment: &["HOSTNAME", "ME"].map(str::to_owned).into(),
         };
         change(&mut facts);
         judge(&configuration, &facts).iter().map(ToString::to_string).collect()
@@ -194,6 +204,8 @@ mod tests {
     fn transparent_directives_with_transparent_proxying_off_are_named() {
         let text = "backend b\n source 0.0.0.0 usesrc clientip\nfrontend f\n bind :1 transparent\n";
         assert_eq!(asis(text), [""; 0]);
+        let raw = judged(text, &version(0, 3), |facts| facts.may_be_transparent = false);
+        assert!(raw[0].starts_with("h.cfg:4: transparent needs the capability NET_RAW"), "{raw:?}");
         let problems = judged(text, &version(0, 3), |facts| facts.transparent = false);
         assert_eq!(problems.len(), 1);
         assert!(problems[0].starts_with("h.cfg:2: this needs transparent proxying"));

@@ -1,18 +1,24 @@
-//! Decides: what can be read out of a configuration without being HAProxy. It is a hint: `.if`
-//! blocks and environment variables are not evaluated, and HAProxy itself has the last word.
+//! Decides: what can be read out of a configuration without being HAProxy. Conditions and variables
+//! are evaluated as HAProxy does (`reader`). It is a hint all the same: HAProxy has the last word.
 
+mod blocks;
+mod condition;
+pub mod environment;
 pub mod judgement;
 mod line;
 pub mod named;
+pub mod reader;
 mod time;
 
-use std::collections::BTreeSet;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
+use environment::is_known;
 pub use judgement::{Facts, closed_port, judge};
 use named::Named;
+pub use reader::Certainty;
+use reader::{Line, Section};
 
 /// Where something stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,8 +60,8 @@ pub struct Peers {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Configuration {
     /// `source … usesrc …`: connections to servers from addresses that are not ours.
-    pub usesrc: Vec<Place>,
-    /// `bind … transparent`.
+    pub usesrc: Vec<Found<Certainty>>,
+    /// `bind … transparent`, where it is certain.
     pub transparent_binds: Vec<Place>,
     pub server_state_file: Option<PathBuf>,
     pub server_state_base: Option<PathBuf>,
@@ -81,90 +87,69 @@ pub struct Configuration {
     /// `namespace` of a `bind` or `server` line.
     pub namespace: Option<Place>,
     pub named: Named,
-    /// Environment variables that must be set, each where it is needed first; none within `.if`.
-    pub variables: Vec<Found<String>>,
-    /// Those that the configuration sets itself.
-    pub sets: BTreeSet<String>,
-}
-
-/// What the lines so far belong to.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Section {
-    Global,
-    Peers,
-    Proxy,
-    Other,
+    /// Variables that are needed and not set, each where it is needed first.
+    pub unset: Vec<Found<String>>,
 }
 
 impl Configuration {
-    /// Whether something in it needs transparent proxying, and where.
-    pub fn transparent(&self) -> impl Iterator<Item = &Place> {
-        self.usesrc.iter().chain(&self.transparent_binds)
+    /// The first line that certainly needs the host to be set up for transparent proxying.
+    #[must_use]
+    pub fn needs_the_host(&self) -> Option<&Place> {
+        let certain = |found: &&Found<Certainty>| found.value == Certainty::Certain;
+        self.usesrc.iter().find(certain).map(|found| &found.place)
     }
 
-    /// Adds what one file says, in the order in which HAProxy reads them.
-    pub fn scan(&mut self, file: &Path, text: &str) {
-        let mut section = Section::Other;
-        let mut conditions = 0_usize;
-        for (index, line) in text.lines().enumerate() {
-            let words = line::words(line);
-            let Some((keyword, arguments)) = words.split_first() else {
-                continue;
-            };
-            let place = Place { file: file.to_owned(), line: index + 1 };
-            match keyword.as_str() {
-                ".if" => conditions += 1,
-                ".endif" => conditions = conditions.saturating_sub(1),
-                _ => {}
-            }
-            if conditions == 0 {
-                self.variables(line, &place);
-            }
-            self.named.line(&words);
-            if let Some(begun) = begins(keyword) {
-                section = begun;
-                if begun == Section::Peers {
-                    self.peers.push(Peers {
-                        section: arguments.first().cloned().unwrap_or_default(),
-                        place,
-                        names: vec![],
-                        disabled: false,
-                    });
-                }
-                continue;
-            }
-            match section {
-                Section::Global => self.global(keyword, arguments, place),
-                Section::Peers => self.peer(keyword, arguments),
-                Section::Proxy => self.proxy(keyword, arguments, place),
-                Section::Other => {}
-            }
+    fn misses(&mut self, name: &str, place: &Place) {
+        if self.unset.iter().all(|found| found.value != name) {
+            self.unset.push(Found { value: name.to_owned(), place: place.clone() });
         }
     }
 
-    fn variables(&mut self, line: &str, place: &Place) {
-        for name in line::variables(line) {
-            if !self.sets.contains(&name) && self.variables.iter().all(|found| found.value != name)
-            {
-                self.variables.push(Found { value: name, place: place.clone() });
+    fn line(&mut self, line: &Line) {
+        self.named.line(&line.words);
+        if line.begins && line.section == Section::Peers {
+            let section = line.words.get(1).cloned().unwrap_or_default();
+            let place = line.place.clone();
+            self.peers.push(Peers { section, place, names: vec![], disabled: false });
+        }
+        if line.begins {
+            return;
+        }
+        let [keyword, arguments @ ..] = line.words.as_slice() else { return };
+        self.logs(line, keyword, arguments);
+        match line.section {
+            Section::Global => self.global(line, keyword, arguments),
+            Section::Peers => self.peer(keyword, arguments),
+            Section::Defaults | Section::Frontend | Section::Backend | Section::Listen => {
+                self.proxy(line, keyword, arguments);
             }
+            Section::LogForward | Section::Other | Section::None => {}
         }
     }
 
-    fn global(&mut self, keyword: &str, arguments: &[String], place: Place) {
+    /// `log` may stand in nearly every section, and in mode log a server is a receiver of lines.
+    fn logs(&mut self, line: &Line, keyword: &str, arguments: &[String]) {
+        let address = match (keyword, line.section) {
+            ("log", _) if line.modifier.is_none() => arguments.first(),
+            ("server", Section::Backend | Section::Listen | Section::Defaults) => arguments.get(1),
+            _ => None,
+        };
+        self.logs_to_dev_log |= address.is_some_and(|address| path(address) == Some("/dev/log"));
+    }
+
+    fn global(&mut self, line: &Line, keyword: &str, arguments: &[String]) {
         let first = arguments.first().map_or("", String::as_str);
+        let place = line.place.clone();
         match keyword {
-            "log" if first == "/dev/log" => self.logs_to_dev_log = true,
             "master-worker" => self.master_worker = Some(place),
             "daemon" => self.daemon = Some(place),
             "user" if first != "root" => self.user = Some(place),
             "uid" if first != "0" => self.user = Some(place),
             "group" | "gid" => self.group = Some(place),
             "setcap" => self.setcap.extend(first.split(',').map(str::to_owned)),
-            "setenv" | "presetenv" => drop(self.sets.insert(first.to_owned())),
-            "chroot" => self.chroot = Some(first.into()),
-            "server-state-file" => self.server_state_file = Some(first.into()),
-            "server-state-base" => self.server_state_base = Some(first.into()),
+            "chroot" if is_known(first) => self.chroot = Some(first.into()),
+            "server-state-file" if is_known(first) => self.server_state_file = Some(first.into()),
+            "server-state-base" if is_known(first) => self.server_state_base = Some(first.into()),
             "localpeer" => {
                 self.local_peer = Some(Found { value: first.to_owned(), place });
             }
@@ -190,7 +175,8 @@ impl Configuration {
         }
     }
 
-    fn proxy(&mut self, keyword: &str, arguments: &[String], place: Place) {
+    fn proxy(&mut self, line: &Line, keyword: &str, arguments: &[String]) {
+        let place = line.place.clone();
         // A name or an address comes first and may read like an option.
         let has = |word| arguments.iter().skip(1).any(|argument| argument == word);
         if matches!(keyword, "bind" | "server" | "server-template") && has("namespace") {
@@ -202,15 +188,18 @@ impl Configuration {
         {
             self.lowest_port = Some(Found { value, place: place.clone() });
         }
+        let usesrc = match keyword {
+            "source" | "server" | "server-template" => has("usesrc"),
+            "default-server" => arguments.iter().any(|word| word == "usesrc"),
+            _ => false,
+        };
+        if usesrc {
+            self.usesrc.push(Found { value: line.certainty, place: place.clone() });
+        }
         match keyword {
             "timeout" => self.timeouts.extend(timeout(arguments, place)),
-            "log" if arguments.first().is_some_and(|to| to == "/dev/log") => {
-                self.logs_to_dev_log = true;
-            }
-            "bind" if has("transparent") => self.transparent_binds.push(place),
-            "source" | "server" | "server-template" if has("usesrc") => self.usesrc.push(place),
-            "default-server" if arguments.iter().any(|word| word == "usesrc") => {
-                self.usesrc.push(place);
+            "bind" if has("transparent") && line.certainty == Certainty::Certain => {
+                self.transparent_binds.push(place);
             }
             "load-server-state-from-file" => {
                 self.loads_server_state |= arguments.first().is_some_and(|mode| mode != "none");
@@ -218,6 +207,15 @@ impl Configuration {
             _ => {}
         }
     }
+}
+
+/// Of an address that is a unix socket with a file.
+fn path(address: &str) -> Option<&str> {
+    let address =
+        ["stream+", "dgram+"].iter().find_map(|kind| address.strip_prefix(kind)).unwrap_or(address);
+    let families = ["unix@", "uxdg@", "uxst@"];
+    let path = families.iter().find_map(|family| address.strip_prefix(family)).unwrap_or(address);
+    path.starts_with('/').then_some(path)
 }
 
 /// Of a list as in `10.0.0.1:80,[::]:443-450`; none for unix sockets and environment variables.
@@ -236,28 +234,10 @@ fn timeout(arguments: &[String], place: Place) -> Option<Found<Timeout>> {
     Some(Found { value: Timeout { of: of.clone(), value }, place })
 }
 
-fn begins(keyword: &str) -> Option<Section> {
-    Some(match keyword {
-        "global" => Section::Global,
-        "peers" => Section::Peers,
-        "defaults" | "frontend" | "backend" | "listen" => Section::Proxy,
-        "acme" | "cache" | "crt-store" | "fcgi-app" | "http-errors" | "log-forward"
-        | "log-profile" | "mailers" | "program" | "resolvers" | "ring" | "traces" | "userlist" => {
-            Section::Other
-        }
-        _ => return None,
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use super::reader::{read_text as scan, reader};
     use super::*;
-
-    fn scan(text: &str) -> Configuration {
-        let mut configuration = Configuration::default();
-        configuration.scan(Path::new("h.cfg"), text);
-        configuration
-    }
 
     fn places<'a>(places: impl IntoIterator<Item = &'a Place>) -> Vec<String> {
         places.into_iter().map(ToString::to_string).collect()
@@ -348,8 +328,9 @@ mod tests {
              source 10.0.0.9\n  default-server source 0.0.0.0 usesrc clientip\n  option transparent\n",
         );
         assert_eq!(places(&found.transparent_binds), ["h.cfg:3"]);
-        assert_eq!(places(&found.usesrc), ["h.cfg:6", "h.cfg:9", "h.cfg:11"]);
-        assert_eq!(places(found.transparent()).len(), 4);
+        let usesrc = found.usesrc.iter().map(|found| &found.place);
+        assert_eq!(places(usesrc), ["h.cfg:6", "h.cfg:9", "h.cfg:11"]);
+        assert_eq!(places(found.needs_the_host()), ["h.cfg:6"]);
     }
 
     #[test]
@@ -367,9 +348,49 @@ mod tests {
 
     #[test]
     fn a_section_ends_with_its_file() {
-        let mut found = scan("global\n maxconn 5\n");
-        found.scan(Path::new("second.cfg"), " daemon\nglobal\n maxconn 6\n");
+        let files = [
+            ("first.cfg".into(), "global\n maxconn 5\n".to_owned()),
+            ("second.cfg".into(), " daemon\nglobal\n maxconn 6\n".to_owned()),
+        ];
+        let found = reader("3.0.1", &[]).read(&files);
         assert_eq!(found.daemon, None);
         assert_eq!(found.maxconn.unwrap().place.to_string(), "second.cfg:3");
+    }
+
+    #[test]
+    fn every_spelling_of_dev_log_is_known() {
+        let logs = |text: &str| {
+            reader("3.0.1", &[("LOG", "/dev/log")])
+                .read(&[("h.cfg".into(), text.to_owned())])
+                .logs_to_dev_log
+        };
+        for text in [
+            "global\n log /dev/log local0\n",
+            "global\n log unix@/dev/log len 4096 local0\n",
+            "global\n log \"uxdg@$LOG\" local0\n",
+            "global\n log ${LOG} local0\n",
+            "global\n log '$LOG' local0\n",
+            "global\n log \"${NO-/dev/log}\" local0\n",
+            "global\n setenv TO /dev/log\n log \"$TO\" local0\n",
+            "defaults x\n log /dev/log local0\n",
+            "frontend f\n log dgram+unix@/dev/log local0\n",
+            "listen f from x\n log /dev/log local0\n",
+            "log-forward f\n log /dev/log local0\n",
+            "peers p\n log /dev/log local0\n",
+            "backend b\n mode log\n server s uxdg@/dev/log\n",
+            "global\n.if enabled(SPLICE)\n log /dev/log local0\n.endif\n",
+        ] {
+            assert!(logs(text), "{text}");
+        }
+        for text in [
+            "global\n log 127.0.0.1 local0\n",
+            "global\n log stdout format raw local0\n",
+            "global\n log ring@/dev/log local0\n",
+            "global\n no log /dev/log\n",
+            "global\n.if 0\n log /dev/log local0\n.endif\n",
+            "global\n log \"$NO\" local0\n",
+        ] {
+            assert!(!logs(text), "{text}");
+        }
     }
 }

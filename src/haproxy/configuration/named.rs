@@ -4,6 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::environment::is_known;
+
 /// The next word is the name of a file.
 const BEFORE_A_NAME: [&str; 16] = [
     "51degrees-data-file",
@@ -44,10 +46,10 @@ impl Named {
             ("crt-base" | "ca-base" | "key-base", [base, ..]) => self.bases.push(base.into()),
             ("default-path", [mode, base, ..]) if mode == "origin" => self.bases.push(base.into()),
             ("errorfile", [_, name, ..]) => self.file(name),
-            ("filter", [.., before, name]) if before == "config" => self.file(name),
+            ("filter", _) => self.options(words, &["config"]),
             // A header may have the name of an option.
             ("http-request" | "http-response" | "http-after-response" | "http-error", _) => {
-                self.options(words, &["file", "lf-file", "-f"]);
+                self.options(words, &["file", "lf-file", "errorfile", "-f"]);
             }
             ("load", _) => self.options(words, &["crt", "key", "issuer", "ocsp", "sctl"]),
             _ => self.options(words, &BEFORE_A_NAME),
@@ -62,17 +64,6 @@ impl Named {
         if let Some(name) = super::line::words(line).first() {
             self.certificate(name);
         }
-    }
-
-    /// With the values of environment variables.
-    #[must_use]
-    pub fn expanded(self, value: impl Fn(&str) -> Option<String>) -> Self {
-        let expand = |path: PathBuf| match path.to_str() {
-            Some(text) if text.contains('$') => super::line::expanded(text, &value).into(),
-            _ => path,
-        };
-        let all = |paths: Vec<PathBuf>| paths.into_iter().map(expand).collect();
-        Self { files: all(self.files), lists: all(self.lists), bases: all(self.bases) }
     }
 
     /// Every place where a file may be: names that are not absolute begin at one of the bases, or
@@ -132,7 +123,7 @@ impl Named {
         let name =
             ["opt@", "file@"].iter().find_map(|kind| name.strip_prefix(kind)).unwrap_or(name);
         // Of HAProxy's own: `@system-ca`, `@store/name`; `virt@name` is no file at all.
-        if !name.starts_with('@') && !name.starts_with("virt@") {
+        if is_known(name) && !name.starts_with('@') && !name.starts_with("virt@") {
             self.files.push(name.into());
         }
     }

@@ -14,6 +14,7 @@ mod faults;
 mod generations;
 mod hints;
 mod lab_itself;
+mod limits;
 mod metrics;
 mod nonsense;
 mod ownership;

@@ -24,8 +24,10 @@ use super::generation::GenerationId;
 use crate::fault::{self, Point};
 use crate::process::exit::Exit;
 use crate::process::handle::Handle;
+use crate::process::limits::explained;
 use crate::process::private::make_private;
 use crate::process::rights::{Needs, as_haproxy};
+use crate::process::threads::ensure_room;
 
 /// What is the same for every generation.
 #[derive(Clone, Debug)]
@@ -40,7 +42,12 @@ pub struct Program {
     pub state_file: Option<StateFile>,
     /// HAProxy gets no other rights than those that it has a use for.
     pub needs: Needs,
+    /// What the last HAProxy that was ready had of them; nought before.
+    pub threads: usize,
 }
+
+/// HAProxy's process, and the thread of ours that starts it.
+const WITH_ITS_STARTER: usize = 2;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StateFile {
@@ -118,7 +125,7 @@ impl Program {
         from: Option<&Path>,
         configuration: &[PathBuf],
     ) -> std::result::Result<Launched, NotLaunched> {
-        let ours = |error: anyhow::Error| NotLaunched { exit: Exit::Code(70), error };
+        let ours = |error| NotLaunched { exit: Exit::Code(70), error: explained(error) };
         let runtime_socket = self.runtime_socket(id);
         let listener = bind(&runtime_socket).map_err(ours)?;
         let fragment = self.fragment(id);
@@ -137,7 +144,9 @@ impl Program {
             // Inherited by exactly this child: we wait, so nobody else forks in between, but for a
             // guard's program (`process::aside`), which lives for a moment.
             let _inherited = Inherited::new(&listener).map_err(ours)?;
-            fault::at(Point::Spawn).and_then(|()| as_haproxy(self.needs, || command.spawn()))
+            fault::at(Point::Spawn)
+                .and_then(|()| self.ensure_room())
+                .and_then(|()| as_haproxy(self.needs, || command.spawn()))
         };
         let mut child = child.map_err(|error| not_launched(&self.binary, error))?;
         let handle = Handle::open(&child).map_err(|error| {
@@ -146,6 +155,12 @@ impl Program {
             ours(error)
         })?;
         Ok(Launched { handle, runtime_socket, output })
+    }
+
+    /// HAProxy waits for its other threads for ever where it gets fewer than it wants (2.6 to 3.2), so
+    /// one is not started that could not have as many as the last.
+    fn ensure_room(&self) -> io::Result<()> {
+        ensure_room(self.threads.max(WITH_ITS_STARTER))
     }
 
     fn command(&self, argv: &[OsString], id: GenerationId, output: OwnedFd) -> Result<Command> {
@@ -201,7 +216,7 @@ fn not_launched(binary: &Path, error: io::Error) -> NotLaunched {
         _ => 126,
     });
     let error = anyhow::Error::new(error).context(format!("execute {}", binary.display()));
-    NotLaunched { exit, error }
+    NotLaunched { exit, error: explained(error) }
 }
 
 /// A descriptor that the next child inherits, for as long as this lives.
@@ -238,6 +253,7 @@ mod tests {
             run_directory: directory.path().to_owned(),
             state_file: Some(state_file),
             needs: Needs::default(),
+            threads: 0,
         };
         fs::write(&file, "1\n").unwrap();
         program(StateFile::Theirs(file.clone())).forget_server_state();

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 
+use anyhow::anyhow;
 use nix::errno::Errno;
 
 /// A process, a thread or a descriptor that the kernel does not give, told with the limit that is full.
@@ -47,6 +48,21 @@ pub fn advice(error: &io::Error) -> Option<&'static str> {
     }
 }
 
+/// The same error, with what an operator can do where a limit was the cause.
+#[must_use]
+pub fn explained(error: anyhow::Error) -> anyhow::Error {
+    let of = |cause: &(dyn std::error::Error + 'static)| {
+        if let Some(errno) = cause.downcast_ref::<rustix::io::Errno>() {
+            return advice(&(*errno).into());
+        }
+        advice(cause.downcast_ref::<io::Error>()?)
+    };
+    match error.chain().find_map(of) {
+        Some(advice) => anyhow!("{error:#}; {advice}"),
+        None => error,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,6 +79,9 @@ mod tests {
             let told = Refused(errno.into()).to_string();
             assert!(told.contains(words) && told.contains("os error"), "{told}");
         }
+        let error = anyhow::Error::new(rustix::io::Errno::MFILE).context("make a pipe");
+        let told = explained(error).to_string();
+        assert!(told.starts_with("make a pipe: ") && told.contains("--ulimit nofile="), "{told}");
         assert!(advice(&Errno::ENOENT.into()).is_none());
         assert!(advice(&io::Error::other("not the kernel's")).is_none());
     }

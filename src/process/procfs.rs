@@ -40,6 +40,16 @@ pub fn user_in_status(status: &str) -> Option<u32> {
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
+/// How many threads it has, from the text of `/proc/PID/status`.
+#[must_use]
+pub fn threads_in_status(status: &str) -> Option<usize> {
+    status.lines().find_map(|line| line.strip_prefix("Threads:"))?.trim().parse().ok()
+}
+
+pub fn threads(pid: i32) -> io::Result<Option<usize>> {
+    Ok(threads_in_status(&fs::read_to_string(format!("/proc/{pid}/status"))?))
+}
+
 pub fn parent(pid: i32) -> io::Result<Option<i32>> {
     Ok(parent_in_stat(&fs::read_to_string(format!("/proc/{pid}/stat"))?))
 }

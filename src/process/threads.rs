@@ -2,7 +2,8 @@
 //! own `spawn` panics for it, and a panic of ours must not end a HAProxy that serves.
 
 use std::io;
-use std::thread::{Builder, JoinHandle, Scope, ScopedJoinHandle};
+use std::sync::{Mutex, PoisonError};
+use std::thread::{Builder, JoinHandle, Scope, ScopedJoinHandle, scope};
 
 pub fn start<T: Send + 'static>(
     name: &str,
@@ -18,4 +19,20 @@ pub fn start_in<'scope, T: Send + 'scope>(
     work: impl FnOnce() -> T + Send + 'scope,
 ) -> io::Result<ScopedJoinHandle<'scope, T>> {
     Builder::new().name(name.to_owned()).spawn_scoped(scope, work)
+}
+
+/// Whether so many threads and processes more can be had now.
+pub fn ensure_room(count: usize) -> io::Result<()> {
+    let gate = Mutex::new(());
+    scope(|scope| {
+        // As long as this one is held, all of them are there.
+        let closed = gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let wait = || drop(gate.lock());
+        let started: io::Result<Vec<_>> =
+            (0..count).map(|_| start_in(scope, "room", wait)).collect();
+        drop(closed);
+        // Joined one by one: only then the kernel counts them no more.
+        started?.into_iter().for_each(|thread| drop(thread.join()));
+        Ok(())
+    })
 }

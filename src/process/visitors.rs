@@ -16,6 +16,7 @@ use anyhow::{Context, Result};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{AbortHandle, JoinSet};
 
+use super::limits::Refused;
 use super::private::make_private;
 
 /// The kernel's queue is served in order: it shall not be long when strangers fill it.
@@ -38,6 +39,7 @@ pub async fn accepted<S, A>(whose: &str, accept: impl AsyncFn() -> io::Result<(S
             Ok((stream, _)) => return stream,
             Err(error) => {
                 // Out of descriptors, most likely; trying again at once would spin.
+                let error = Refused(error);
                 tracing::warn!(%error, "could not accept a connection {whose}");
                 tokio::time::sleep(TRY_AGAIN).await;
             }

@@ -284,6 +284,7 @@ impl Survey {
             // Each launch looks anew.
             state_file: None,
             needs: self.needs(),
+            threads: 0,
         }
     }
 

@@ -26,6 +26,7 @@ use crate::listeners::fetch::{Listener, listeners};
 use crate::listeners::socket_table::{listening, seen};
 use crate::process::exit::Exit;
 use crate::process::handle::Handle;
+use crate::process::procfs;
 
 /// After a process is gone its last words are in the pipe already; only something that inherited
 /// the pipe can keep it open longer.
@@ -215,6 +216,10 @@ impl Supervisor {
         };
         let after = now.duration_since(running.launched_at);
         running.ready_after = Some(after);
+        let threads = running.pid.and_then(|pid| procfs::threads(pid).ok().flatten());
+        if let Some(threads) = threads {
+            Rc::make_mut(&mut self.program).threads = threads;
+        }
         running.insider = Some(Insider::enter(running.runtime_socket.clone()));
         if let Some(copies) = running.copies.take() {
             self.last_good = Some(copies);

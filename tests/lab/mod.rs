@@ -18,6 +18,7 @@
 
 pub mod bounded;
 pub mod certificate;
+pub mod cgroup;
 pub mod client;
 pub mod finished;
 pub mod generation;

@@ -193,8 +193,8 @@ async fn the_state_is_the_same_after(backend: Backend, others: &str) {
     let before = state();
     let facts = facts_for(backend);
     let (_lease, mut host) = set_up(&facts).await;
-    host.intercept_on().await.unwrap();
-    host.intercept_on().await.unwrap();
+    host.intercept_on(soon()).await.unwrap();
+    host.intercept_on(soon()).await.unwrap();
     let meanwhile = state();
     let (dump, diverts, intercepts, items) = match backend {
         Backend::Iptables(program) => (
@@ -244,7 +244,7 @@ fn the_undo_commands_that_status_shows_really_clean_the_host() {
     in_netns(|| async {
         let before = state();
         let (_lease, mut host) = set_up(&facts()).await;
-        host.intercept_on().await.unwrap();
+        host.intercept_on(soon()).await.unwrap();
         for owned in host.owned().into_iter().rev() {
             run(&owned.undo);
         }
@@ -275,7 +275,7 @@ async fn by_hand_as_by_set_up(facts: Facts) {
             run(&undo.to_string());
         }
         let mut host = Host::set_up(lease.instance(), &wanted(), &facts).await.unwrap();
-        host.intercept_on().await.unwrap();
+        host.intercept_on(soon()).await.unwrap();
         let mut set_up = state();
         if facts.backend == Some(NFTABLES) {
             // By hand nobody can own a table.
@@ -308,7 +308,7 @@ async fn two_instances(backend: Backend) {
     let (first_lease, mut first) = set_up(&facts).await;
     let only_first = state();
     let (second_lease, mut second) = set_up(&facts).await;
-    second.intercept_on().await.unwrap();
+    second.intercept_on(soon()).await.unwrap();
     // A sweep beside two that live removes nothing.
     let both = state();
     assert!(sweep::sweep(&facts, None).await.unwrap().undone.is_empty());
@@ -401,7 +401,7 @@ async fn swept_at_every_step(backend: Backend, others: &str) {
         let lease = Host::take_lease().unwrap();
         let plan = plan_for(lease.instance(), &wanted(), &facts).await.unwrap();
         let steps: Vec<_> = plan.steps().take(killed_after).cloned().collect();
-        let mut kernel = Linux::open().unwrap();
+        let mut kernel = Linux::default();
         Applied::default().apply(&mut kernel, &steps).await.unwrap();
         let left = state();
         assert!(sweep::sweep(&facts, None).await.unwrap().undone.is_empty(), "it lives");
@@ -447,7 +447,7 @@ async fn swept_in_the_middle_of_a_tear_down(facts: Facts) {
         for killed_after in 0..14 {
             let lease = Host::take_lease().unwrap();
             let plan = plan_for(lease.instance(), &wanted(), &facts).await.unwrap();
-            let mut kernel = Linux::open().unwrap();
+            let mut kernel = Linux::default();
             let steps: Vec<_> = plan.steps().cloned().collect();
             Applied::default().apply(&mut kernel, &steps).await.unwrap();
             let mut undos: Vec<_> =
@@ -644,7 +644,7 @@ fn a_plan_can_be_applied_once_only_because_a_second_fails_and_is_rolled_back() {
         let facts = facts();
         let lease = Host::take_lease().unwrap();
         let plan: Plan = plan_for(lease.instance(), &wanted(), &facts).await.unwrap();
-        let mut kernel = Linux::open().unwrap();
+        let mut kernel = Linux::default();
         let mut applied = Applied::default();
         applied.apply(&mut kernel, &plan.foundation).await.unwrap();
         let once = state();
@@ -778,7 +778,7 @@ fn a_held_lock_of_the_legacy_program_ends_in_an_error_that_says_so() {
 async fn put_back_after_a_flush(program: Program) {
     let before = state();
     let (_lease, mut host) = set_up(&facts_for(Backend::Iptables(program))).await;
-    host.intercept_on().await.unwrap();
+    host.intercept_on(soon()).await.unwrap();
     let mut whole = state();
     // nft lists chains in the order in which they were made.
     whole.remove("nft -s list ruleset");
@@ -843,7 +843,7 @@ fn nftables_what_somebody_flushed_is_put_back() {
     in_netns(|| async {
         let before = state();
         let (_lease, mut host) = set_up(&facts_for(NFTABLES)).await;
-        host.intercept_on().await.unwrap();
+        host.intercept_on(soon()).await.unwrap();
         let mut whole = state();
         // nft lists tables in the order in which they were made.
         let tables = whole.remove("nft -s list ruleset").unwrap();
@@ -926,7 +926,7 @@ fn the_one_capability_is_enough() {
         assert_eq!(granted.split_whitespace().last(), Some("0000000000001000"));
         let facts = facts_for(NFT);
         let (_lease, mut host) = set_up(&facts).await;
-        host.intercept_on().await.unwrap();
+        host.intercept_on(soon()).await.unwrap();
         assert_eq!(host.owned().len(), 14, "{:#?}", host.owned());
         host.tear_down(soon()).await.unwrap();
         assert_same(&before, &state());

@@ -1,5 +1,5 @@
-//! Promise: an iptables that hangs while a guard goes up or down keeps hapilot from nothing, and what
-//! it leaves is named.
+//! Promise: a program of the host that hangs keeps hapilot from nothing, in no state; what it leaves is
+//! named. HAProxy serves on, signals are heard, and questions are answered within a second.
 //!
 //! Fakes stand before the real programs in `PATH`. Told so, one hangs before it has done its work, or
 //! after it.
@@ -68,13 +68,35 @@ fn fakes(host: &Host) -> String {
 impl Scene {
     /// One that serves, with a reload wanted that needs a guard.
     fn begin(settings: &[(&str, &str)]) -> Self {
+        let mut scene = Self::start(settings, &[]);
+        scene.instance.await_serving();
+        scene
+    }
+
+    /// Where programs like that hang from the start on.
+    fn start(settings: &[(&str, &str)], hang: &[&str]) -> Self {
         let host = Host::alone();
         let before = host.state();
         let config = host.write("haproxy.cfg", &config(""));
-        let spec = host.container("hapilot").config(&config).env("PATH", &fakes(&host));
+        let path = fakes(&host);
+        host.write("bin/hang", &hang.join("\n"));
+        let spec = host.container("hapilot").config(&config).env("PATH", &path);
         let spec = spec.env("HAPROXY_RELOAD_GUARD", "drop").env("HAPROXY_FIREWALL", "iptables");
-        let instance = spec.envs(settings).start().serving();
+        let instance = spec.envs(settings).start();
         Self { instance, before, host }
+    }
+
+    /// Both questions are answered within a second, while a program hangs all the time. The state.
+    fn answers(&self) -> String {
+        let socket = self.instance.run_directory().join(SOCKET);
+        let ask = |request| Client::connect(&socket).unwrap().ask(&request, Some(AT_ONCE)).unwrap();
+        until(LONG, "a program hangs all the time", || {
+            let stuck = self.await_stuck();
+            let Answer::Status(status) = ask(Request::Status) else { panic!("no status") };
+            let Answer::Health { .. } = ask(Request::Health) else { panic!("no health") };
+            // A bounded one may have been killed meanwhile, which shows nothing.
+            self.stuck().iter().any(|pid| stuck.contains(pid)).then_some(status.state)
+        })
     }
 
     fn tell(&self, file: &str, patterns: &[&str]) {
@@ -115,6 +137,8 @@ impl Scene {
     }
 }
 
+/// As promised.
+const AT_ONCE: Duration = Duration::from_secs(1);
 const DEADLINE: &str = "3s";
 const IN_TIME: Duration = Duration::from_secs(3);
 
@@ -220,4 +244,21 @@ fn haproxy_is_never_what_is_killed_for_a_program_that_hangs() {
         scene.tell("all", &[]);
         scene.sweep();
     }
+}
+
+/// With `auto` a sweep comes behind the launch.
+#[test]
+fn a_sweep_that_hangs_while_haproxy_serves_delays_no_answer_and_no_stop() {
+    let settings = [("HAPROXY_STOP_DEADLINE", DEADLINE), ("HAPROXY_PIDS", "auto")];
+    let mut scene = Scene::start(&settings, &[]);
+    scene.instance.log.await_line("transparent proxying is set up");
+    scene.tell("all", &["ip6tables-nft-save"]);
+    scene.instance.log.await_line("INFO serving");
+    assert_eq!(scene.answers(), "serving");
+    let haproxy = scene.instance.current().pid;
+    scene.instance.log.await_line("what a dead hapilot left on the host may be there still");
+    assert_eq!(scene.instance.current().pid, haproxy);
+    scene.tell("all", &[]);
+    assert_eq!(scene.stop_within(IN_TIME), Some(0));
+    scene.host.state().assert_same_as(&scene.before);
 }

@@ -3,8 +3,7 @@
 //! A guard takes back its own, past failures. What it could not, the end of a stop tries once more,
 //! and names what stays. A kill leaves it to the sweep.
 
-use std::cell::RefCell;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use anyhow::anyhow;
@@ -17,11 +16,15 @@ use crate::fault::{self, Point};
 
 /// Shared by all who put something there.
 #[derive(Clone, Debug, Default)]
-pub struct Debts(Rc<RefCell<Vec<Undo>>>);
+pub struct Debts(Arc<Mutex<Vec<Undo>>>);
 
 impl Debts {
+    fn owed(&self) -> MutexGuard<'_, Vec<Undo>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub fn owe(&self, undos: &[Undo]) {
-        let mut owed = self.0.borrow_mut();
+        let mut owed = self.owed();
         for undo in undos {
             if !owed.contains(undo) {
                 owed.push(undo.clone());
@@ -31,34 +34,35 @@ impl Debts {
 
     /// They are gone: also those of an earlier guard, since the chain has the same name.
     pub fn paid(&self, undos: &[Undo]) {
-        self.0.borrow_mut().retain(|owed| !undos.contains(owed));
+        self.owed().retain(|owed| !undos.contains(owed));
     }
 
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.borrow().is_empty()
+        self.owed().is_empty()
     }
 
     /// For `hapilot status`.
     #[must_use]
     pub fn owned(&self) -> Vec<Owned> {
-        self.0.borrow().iter().map(Owned::from).collect()
+        self.owed().iter().map(Owned::from).collect()
+    }
+
+    /// All of them, should nobody have been able to pay.
+    #[must_use]
+    pub fn unpaid(&self, error: &anyhow::Error) -> Vec<Failure> {
+        let failed = |undo: &Undo| Failure { undo: undo.clone(), error: anyhow!("{error:#}") };
+        self.owed().iter().map(failed).collect()
     }
 
     /// Past failures, and over by `until`. Answers with all that is still there.
     pub async fn pay(&self, until: Instant) -> Vec<Failure> {
-        let mut undos = self.0.borrow().clone();
+        let mut undos = self.owed().clone();
         if undos.is_empty() {
             return Vec::new();
         }
         undos.sort_by_key(rank);
-        let mut kernel = match Linux::open() {
-            Ok(kernel) => kernel,
-            Err(error) => {
-                let failed = |undo| Failure { undo, error: anyhow!("{error:#}") };
-                return undos.into_iter().map(failed).collect();
-            }
-        };
+        let mut kernel = Linux::default();
         kernel.finish_by(until);
         let mut failures: Vec<Failure> = Vec::new();
         for undo in undos {

@@ -25,7 +25,6 @@ use super::survey::Survey;
 use super::sweep::{Swept, look, sweep_seen};
 use super::sysctl;
 use super::tproxy::{self, Choice, Fixed, Picture};
-use super::watch::Watch;
 use crate::problem::Problem;
 use crate::process::program::was_killed;
 use crate::process::together::each;
@@ -145,7 +144,8 @@ impl Host {
     }
 
     /// Not before generation 1 is ready. Already on is not an error.
-    pub async fn intercept_on(&mut self) -> Result<()> {
+    pub async fn intercept_on(&mut self, until: Instant) -> Result<()> {
+        self.kernel.finish_by(until);
         if !self.interception.is_empty() {
             return Ok(());
         }
@@ -158,10 +158,14 @@ impl Host {
         collected(self.interception.roll_back(&mut self.kernel).await)
     }
 
-    /// Hears when somebody removes something of it.
-    pub fn watch(&self) -> Result<Watch> {
-        let backend = self.facts.backend.ok_or_else(|| anyhow!("no firewall works here"))?;
-        Watch::open(self.instance, backend)
+    #[must_use]
+    pub fn instance(&self) -> Instance {
+        self.instance
+    }
+
+    #[must_use]
+    pub fn backend(&self) -> Option<Backend> {
+        self.facts.backend
     }
 
     /// How the kernel calls the programs by which we put something back.
@@ -224,7 +228,8 @@ impl Host {
         self.kernel.nftables.clone()
     }
 
-    fn undos(&self) -> impl Iterator<Item = &Undo> {
+    /// What is in force, oldest first.
+    pub fn undos(&self) -> impl Iterator<Item = &Undo> {
         self.foundation.undos().iter().chain(self.interception.undos())
     }
 

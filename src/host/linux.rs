@@ -18,7 +18,7 @@ use crate::fault::{self, Point};
 use crate::process::program::was_killed;
 use crate::process::together::each;
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Linux {
     pub iptables: Iptables,
     pub nftables: Nftables,
@@ -30,12 +30,10 @@ pub struct Linux {
 }
 
 impl Linux {
-    /// Needs a tokio runtime.
-    pub fn open() -> Result<Self> {
-        let iptables = Iptables::default();
-        let nftables = Nftables::default();
-        let (routing, others) = (Routing::open()?, Vec::new());
-        Ok(Self { iptables, nftables, routing, others, stuck_rules: Vec::new() })
+    /// With that owner of our table.
+    #[must_use]
+    pub fn with(nftables: Nftables) -> Self {
+        Self { nftables, ..Self::default() }
     }
 
     /// No call goes on after `until`.

@@ -8,7 +8,7 @@
 //! `watch` hears when others remove something, by what `notice` reads in the kernel's words, and
 //! `mend` makes it whole. `barrier` is the
 //! chain that stops SYNs during a hand-over, and `debts` what of it is still to be taken back. `preflight` looks before anything is changed.
-//! `Host` is the door for the rest of the crate.
+//! `Host` is all of it, and `orders` the door for the loop, which must not wait.
 
 pub mod applied;
 pub mod backend;
@@ -24,6 +24,7 @@ pub mod mend;
 pub mod netlink;
 pub mod nftables;
 pub mod notice;
+pub mod orders;
 pub mod plan;
 pub mod preflight;
 pub mod record;

@@ -40,23 +40,24 @@ pub enum Added {
     AlreadySo,
 }
 
-/// One connection to the kernel, in the network namespace of the thread that opened it.
-#[derive(Debug)]
+/// Asks the kernel in the network namespace of the calling thread. Each call has a connection of its
+/// own: the next one may come from another thread, with another tokio runtime.
+#[derive(Debug, Default)]
 pub struct Routing {
-    handle: Handle,
     until: Option<Instant>,
 }
 
-impl Routing {
-    /// Needs a tokio runtime: the connection is a task of it, which ends with this value.
-    pub fn open() -> Result<Self> {
-        // Strict: else the kernel ignores that one table is asked for, and dumps them all.
-        let (connection, handle, _) =
-            rtnetlink::new_connection_with_strict_check().context("open a routing socket")?;
-        tokio::spawn(connection);
-        Ok(Self { handle, until: None })
-    }
+/// The connection is a task of the tokio runtime of the calling thread, and ends with this value: no
+/// answer comes after it.
+fn connect() -> Result<Handle> {
+    // Strict: else the kernel ignores that one table is asked for, and dumps them all.
+    let (connection, handle, _) =
+        rtnetlink::new_connection_with_strict_check().context("open a routing socket")?;
+    tokio::spawn(connection);
+    Ok(handle)
+}
 
+impl Routing {
     /// No call goes on after `until`.
     pub fn finish_by(&mut self, until: Instant) {
         self.until = Some(until);
@@ -86,16 +87,17 @@ impl Routing {
     }
 
     pub async fn add_rule(&self, family: Family, numbers: Numbers) -> Result<Added> {
-        let mut request = self.handle.rule().add();
+        let handle = connect()?;
+        let mut request = handle.rule().add();
         *request.message_mut() = rule_message(family, numbers);
         added(self.bounded(request.execute()).await?)
     }
 
     pub async fn delete_rule(&self, family: Family, numbers: Numbers) -> Result<()> {
-        let message = rule_message(family, numbers);
+        let (handle, message) = (connect()?, rule_message(family, numbers));
         // A rule can be there more than once; the kernel deletes one at a time.
         loop {
-            let request = self.handle.rule().del(message.clone());
+            let request = handle.rule().del(message.clone());
             match self.bounded(request.execute()).await? {
                 Ok(()) => {}
                 Err(ENOENT | EAFNOSUPPORT) => return Ok(()),
@@ -106,7 +108,8 @@ impl Routing {
 
     /// A table that has another default route already is refused: packets would leave by it.
     pub async fn add_route(&self, family: Family, table: TableId) -> Result<Added> {
-        let request = self.handle.route().add(route_message(family, table));
+        let handle = connect()?;
+        let request = handle.route().add(route_message(family, table));
         let answer = added(self.bounded(request.execute()).await?)?;
         if answer == Added::AlreadySo {
             let routes = self.routes(family, table.number()).await?;
@@ -118,7 +121,8 @@ impl Routing {
     }
 
     pub async fn delete_route(&self, family: Family, table: TableId) -> Result<()> {
-        let request = self.handle.route().del(route_message(family, table));
+        let handle = connect()?;
+        let request = handle.route().del(route_message(family, table));
         match self.bounded(request.execute()).await? {
             Ok(()) | Err(ESRCH | ENOENT | EAFNOSUPPORT) => Ok(()),
             Err(number) => Err(os_error(number)),
@@ -130,7 +134,8 @@ impl Routing {
             Family::V4 => IpVersion::V4,
             Family::V6 => IpVersion::V6,
         };
-        let stream = self.handle.rule().get(version).execute();
+        let handle = connect()?;
+        let stream = handle.rule().get(version).execute();
         match self.bounded(pin!(stream).try_collect::<Vec<_>>()).await? {
             Ok(messages) => Ok(messages.iter().map(rule).collect()),
             Err(EAFNOSUPPORT) => Ok(Vec::new()),
@@ -164,7 +169,8 @@ impl Routing {
         let mut message = RouteMessage::default();
         message.header.address_family = address_family(family);
         message.attributes.push(RouteAttribute::Table(table));
-        let stream = self.handle.route().get(message).execute();
+        let handle = connect()?;
+        let stream = handle.route().get(message).execute();
         match self.bounded(pin!(stream).try_collect::<Vec<_>>()).await? {
             Ok(routes) => Ok(routes.into_iter().filter(|r| table_of(r) == table).collect()),
             Err(ENOENT | EAFNOSUPPORT) => Ok(Vec::new()),

@@ -18,6 +18,12 @@ pub async fn aside<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static)
     answered.await.context("it panicked")
 }
 
+/// For such a call that has something to await: it does so on its own thread.
+pub fn awaited<T>(future: impl Future<Output = T>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    Ok(runtime.context("start an event loop")?.block_on(future))
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;

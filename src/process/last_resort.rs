@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::libc::{self, ITIMER_REAL, itimerval, timeval};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, Signal, raise};
 use rustix::process::{Pid, kill_process};
 use signal_hook::consts::{SIGALRM, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 use signal_hook::flag::register_conditional_shutdown;
@@ -59,6 +59,14 @@ pub fn arm() {
     let patience = PATIENCE.load(Ordering::SeqCst);
     if patience > 0 && !ARMED.swap(true, Ordering::SeqCst) {
         set_timer(patience);
+    }
+}
+
+/// At once: something else than this thread hangs, and nothing else is left to do.
+pub fn begin() {
+    if PATIENCE.load(Ordering::SeqCst) > 0 {
+        // Its handler does not come back.
+        let _ = raise(Signal::SIGALRM);
     }
 }
 

@@ -51,6 +51,7 @@ use crate::host::backend::Backend;
 use crate::host::barrier::Site;
 use crate::host::debts::Debts;
 use crate::host::instance::Instance;
+use crate::host::orders::Orders;
 use crate::host::preflight::{self, Findings, RUN_DIRECTORY};
 use crate::host::sweep::{Swept, sweep};
 use crate::host::{Host, Wanted};
@@ -495,7 +496,7 @@ async fn boot(mut survey: Survey, signals: Signals, log: Log) -> Result<u8> {
         program,
         judge,
         limits,
-        host,
+        host: Orders::of(host),
         keeper,
         policy,
         identity,

@@ -2,8 +2,9 @@
 //! says so.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use anyhow::{Result, anyhow};
 use tokio::task::JoinHandle;
 use tracing::{error, warn};
 
@@ -23,6 +24,15 @@ pub(super) struct Drift {
     echoes: Vec<String>,
 }
 
+/// What a look at the host came to.
+#[derive(Debug)]
+pub(super) struct Look {
+    /// Who had removed something before it.
+    by: String,
+    answer: Result<Vec<String>>,
+    took: Duration,
+}
+
 impl Drop for Drift {
     fn drop(&mut self) {
         if let Some(task) = &self.task {
@@ -33,9 +43,9 @@ impl Drop for Drift {
 
 impl Supervisor {
     pub(super) fn watch_host(&mut self) {
-        let Some(host) = &self.host else { return };
-        match host.watch() {
-            Ok(watch) => {
+        match self.host.watch() {
+            Ok(None) => {}
+            Ok(Some(watch)) => {
                 let messages = self.messages.clone();
                 let task = watch_with(watch, move |changed| {
                     let _ = messages.send(Message::HostChanged(changed));
@@ -58,15 +68,25 @@ impl Supervisor {
         Event::HostChanged
     }
 
-    pub(super) async fn put_back(&mut self) {
-        // No signal is heard meanwhile, and a stop must not be late for a hanging iptables.
+    pub(super) fn put_back(&mut self) {
         let begin = Instant::now();
+        // What a stop has to do on the host waits for it.
         let until = begin + (self.limits.stop / 10).min(PUT_BACK_LIMIT);
-        let Some(host) = &mut self.host else { return };
         let by = Vec::from_iter(std::mem::take(&mut self.drift.by)).join(", ");
-        let answer = host.put_back(until).await;
-        let took = begin.elapsed();
+        let host = self.host.clone();
+        // The kernel may tell of what they put back before they have ended.
         self.drift.echoes = host.echoes();
+        let looked = async move {
+            let answer = host.put_back(until).await;
+            Message::Looked(Look { by, answer, took: begin.elapsed() })
+        };
+        let answer = Err(anyhow!("the look at the host failed, which is a bug"));
+        let or = Look { by: String::new(), answer, took: Duration::ZERO };
+        self.beside(looked, Message::Looked(or));
+    }
+
+    pub(super) fn looked(&mut self, look: Look) {
+        let Look { by, answer, took } = look;
         let found = match answer {
             Ok(gone) if gone.is_empty() => Condition::Whole,
             Ok(gone) => {
@@ -84,7 +104,7 @@ impl Supervisor {
                 Condition::Unknown
             }
         };
-        self.send(Message::Event(Event::Looked { found, took }));
+        self.event(Event::Looked { found, took });
     }
 }
 

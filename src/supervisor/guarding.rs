@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
@@ -235,10 +236,11 @@ impl Supervisor {
     }
 
     /// One that nobody wants any more is lowered by whoever did not.
-    pub(super) async fn raised(&mut self, id: GenerationId) {
+    pub(super) fn raised(&mut self, id: GenerationId) {
         let Some(raising) = self.raising.take_if(|raising| raising.id == id) else { return };
         // Its message was the last that it had to do.
-        let Raised { guard, warnings } = raising.task.await.unwrap_or_default();
+        let raised = tokio::task::unconstrained(raising.task).now_or_never();
+        let Raised { guard, warnings } = raised.and_then(Result::ok).unwrap_or_default();
         if let Some(guard) = &guard {
             info!(generation = id.number(), guard = %guard.kind(), "guard raised");
         }
@@ -313,12 +315,16 @@ impl Supervisor {
     }
 
     /// For as long as `limit`: what is up then is among the debts.
-    pub(super) async fn finish_lowering(&mut self, limit: Duration) {
-        if let Some(mut lowering) = self.lowering.take()
-            && tokio::time::timeout(limit, &mut lowering).await.is_err()
-        {
-            warn!(?limit, "a guard was not down in time: what it has on the host is removed now");
-            lowering.abort();
+    pub(super) fn finish_lowering(&mut self, limit: Duration) -> impl Future<Output = ()> + use<> {
+        let lowering = self.lowering.take();
+        async move {
+            if let Some(mut lowering) = lowering
+                && tokio::time::timeout(limit, &mut lowering).await.is_err()
+            {
+                let told = "a guard was not down in time: what it has on the host is removed now";
+                warn!(?limit, "{told}");
+                lowering.abort();
+            }
         }
     }
 

@@ -29,45 +29,37 @@ impl Guest {
 }
 
 impl Supervisor {
-    pub(super) async fn knocked(&mut self, knock: Knock) -> Option<u8> {
+    pub(super) fn knocked(&mut self, knock: Knock) {
         match knock {
-            Knock::Reserve { visit, by, answer } => self.asked_to_hold(visit, by, answer).await,
-            Knock::Retire { visit, answers } => self.asked_to_retire(visit, answers).await,
+            Knock::Reserve { visit, by, answer } => self.asked_to_hold(visit, by, answer),
+            Knock::Retire { visit, answers } => self.asked_to_retire(visit, answers),
             Knock::Left { visit } => {
-                let guest = self.guest.take_if(|guest| guest.visit == visit)?;
+                let left = self.guest.take_if(|guest| guest.visit == visit);
+                let Some(guest) = left else { return };
                 warn!(successor = guest.by.name.instance, "it did not take over; serving on");
-                self.event(Event::ReserveEnded).await
+                self.event(Event::ReserveEnded);
             }
         }
     }
 
-    async fn asked_to_hold(
-        &mut self,
-        visit: Visit,
-        by: Caller,
-        answer: oneshot::Sender<Answer>,
-    ) -> Option<u8> {
+    fn asked_to_hold(&mut self, visit: Visit, by: Caller, answer: oneshot::Sender<Answer>) {
         if let Some(guest) = &self.guest {
             let first = &guest.by.name.instance;
             warn!(successor = by.name.instance, first, "refused: another one is taking over");
             let reason = format!("hapilot {first} is taking over from it already");
             let _ = answer.send(Answer::Refused { reason, by: Some(first.clone()) });
-            return None;
+            return;
         }
         info!(successor = by.name.instance, version = by.version, "it wants to take over");
         self.guest = Some(Guest { visit, by, answer: Some(answer) });
-        self.event(Event::ReserveWanted).await
+        self.event(Event::ReserveWanted);
     }
 
-    async fn asked_to_retire(
-        &mut self,
-        visit: Visit,
-        answers: mpsc::UnboundedSender<Answer>,
-    ) -> Option<u8> {
+    fn asked_to_retire(&mut self, visit: Visit, answers: mpsc::UnboundedSender<Answer>) {
         let Some(guest) = self.guest.as_ref().filter(|guest| guest.visit == visit) else {
             let reason = "it was not asked to hold still first".to_owned();
             let _ = answers.send(Answer::Refused { reason, by: None });
-            return None;
+            return;
         };
         let Name { instance: by, container } = guest.by.name.clone();
         info!(successor = by, "relieved: sessions finish, then this one ends");
@@ -83,7 +75,7 @@ impl Supervisor {
         let sessions = self.sessions();
         let _ = answers.send(Answer::Draining { sessions });
         self.watchers.push(answers);
-        self.event(Event::Relieved).await
+        self.event(Event::Relieved);
     }
 
     pub(super) fn answer_successor(&mut self, answer: Answer) {

@@ -1,8 +1,8 @@
 //! Acts: carries out what `lifecycle` decides and tells it what happened.
 //!
-//! One loop on one thread. Whatever may take time runs as a task beside it and ends as a message,
-//! so a signal is heard in every state; only the host's set-up and tear-down are waited for, each
-//! with a bound (a guard's are not).
+//! One loop on one thread. Whatever may take time runs beside it, as a task or on a thread of its own,
+//! and ends as a message. So a signal is heard in every state, and nothing in here is `async` but the
+//! loop itself: what it does upon an event cannot wait.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::AssertUnwindSafe;
@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
-use super::drift::Drift;
+use super::drift::{Drift, Look};
 use super::generations::Running;
 use super::guarding::{Came, Policy, Raising};
 use super::lifecycle::{Action, Event, Lifecycle, Limits, StateName};
@@ -41,8 +41,9 @@ use crate::haproxy::configuration_files::Copies;
 use crate::haproxy::generation::GenerationId;
 use crate::haproxy::judge::Judge;
 use crate::haproxy::launch::Program;
+use crate::host::TearDownError;
+use crate::host::orders::{Orders, TornDown};
 use crate::host::watch::Changed;
-use crate::host::{Host, TearDownError};
 use crate::listeners::fetch::Listener;
 use crate::listeners::keeper::Keeper;
 use crate::logging::Log;
@@ -91,6 +92,16 @@ pub(super) enum Message {
     StillIntercepting {
         again_in: Duration,
     },
+    /// It is off, or was not to be had off in time.
+    InterceptionOff,
+    /// What a look at the host came to.
+    Looked(Look),
+    /// The end: what the tear-down came to.
+    TornDown {
+        status: u8,
+        took: Duration,
+        torn_down: TornDown,
+    },
 }
 
 #[derive(Debug)]
@@ -99,7 +110,9 @@ pub struct Supervisor {
     pub(super) judge: Judge,
     pub(super) lifecycle: Lifecycle,
     pub(super) generations: BTreeMap<GenerationId, Running>,
-    pub(super) host: Option<Host>,
+    pub(super) host: Orders,
+    /// Those that wait for the interception to be off.
+    held_back: Option<Vec<Action>>,
     pub(super) keeper: Keeper,
     pub(super) policy: Policy,
     pub(super) guard: Option<Guard>,
@@ -152,7 +165,7 @@ pub struct Setting {
     pub program: Program,
     pub judge: Judge,
     pub limits: Limits,
-    pub host: Option<Host>,
+    pub host: Orders,
     pub keeper: Keeper,
     pub policy: Policy,
     pub identity: Identity,
@@ -179,11 +192,25 @@ pub struct Requests {
 pub async fn run(setting: Setting, requests: Requests) -> u8 {
     let (mut supervisor, first) = Supervisor::new(setting);
     let served = AssertUnwindSafe(supervisor.serve(first, requests)).catch_unwind().await;
-    match served {
-        Ok(status) => status,
+    let Ended { status, hangs } = match served {
+        Ok(ended) => ended,
         // The panic is on stderr; the host is given back all the same.
         Err(_) => supervisor.abandon().await,
+    };
+    if hangs {
+        error!("a change of the host hangs: what is left of it is swept by this process anew");
+        supervisor.log.finish();
+        last_resort::begin();
     }
+    status
+}
+
+/// All is over.
+#[derive(Clone, Copy, Debug)]
+struct Ended {
+    status: u8,
+    /// A thread is still changing the host.
+    hangs: bool,
 }
 
 async fn stirred(watch: Option<&mut Watch>) {
@@ -212,6 +239,7 @@ impl Supervisor {
             lifecycle,
             generations: BTreeMap::new(),
             host,
+            held_back: None,
             keeper,
             policy,
             guard: None,
@@ -244,33 +272,28 @@ impl Supervisor {
         (supervisor, first)
     }
 
-    async fn serve(&mut self, first: Vec<Action>, requests: Requests) -> u8 {
+    async fn serve(&mut self, first: Vec<Action>, requests: Requests) -> Ended {
         let Requests { mut signals, mut asked, mut knocks } = requests;
         self.watch_host();
-        let mut done = self.perform(first).await;
+        self.perform(first);
         loop {
-            if let Some(status) = done {
-                return status;
-            }
             let (wake_at, tell_at) = (self.lifecycle.wake_at(), self.tell_again_at);
             let look_at = self.watch.as_ref().and_then(Watch::look_at);
-            done = tokio::select! {
+            tokio::select! {
                 biased;
-                heard = signals.next() => self.heard(heard).await,
-                Some(message) = self.inbox.recv() => self.message(message).await,
-                () = until(wake_at) => self.event(Event::Tick).await,
-                Some(asked) = asked.recv() => self.asked(asked).await,
-                Some(knock) = knocks.recv() => self.knocked(knock).await,
-                () = until(tell_at) => {
-                    self.tell_of_sessions();
-                    None
+                heard = signals.next() => self.heard(heard),
+                Some(message) = self.inbox.recv() => {
+                    if let Some(ended) = self.message(message) {
+                        return ended;
+                    }
                 }
-                () = stirred(self.watch.as_mut()) => {
-                    self.stir();
-                    None
-                }
-                () = until(look_at) => self.look_for_changes().await,
-            };
+                () = until(wake_at) => self.event(Event::Tick),
+                Some(asked) = asked.recv() => self.asked(asked),
+                Some(knock) = knocks.recv() => self.knocked(knock),
+                () = until(tell_at) => self.tell_of_sessions(),
+                () = stirred(self.watch.as_mut()) => self.stir(),
+                () = until(look_at) => self.look_for_changes(),
+            }
         }
     }
 
@@ -280,17 +303,18 @@ impl Supervisor {
         }
     }
 
-    async fn look_for_changes(&mut self) -> Option<u8> {
-        let changes = self.watch.as_mut()?.changes(&self.judge);
-        let first = changes.first()?.display().to_string();
+    fn look_for_changes(&mut self) {
+        let changes = self.watch.as_mut().map(|watch| watch.changes(&self.judge));
+        let changes = changes.unwrap_or_default();
+        let Some(first) = changes.first().map(|first| first.display().to_string()) else { return };
         if matches!(self.lifecycle.state(), StateName::Stopping | StateName::Relieved) {
-            return None;
+            return;
         }
         info!(changes = changes.len(), first, "the configuration changed: reloading");
-        self.event(Event::ReloadWanted).await
+        self.event(Event::ReloadWanted);
     }
 
-    async fn abandon(&mut self) -> u8 {
+    async fn abandon(&mut self) -> Ended {
         error!("hapilot failed, which is a bug; ending HAProxy and giving the host back");
         if let Some(id) = self.generations.keys().next_back() {
             self.lower_guard(*id);
@@ -298,10 +322,20 @@ impl Supervisor {
         for id in self.generations.keys() {
             self.signal(*id, Signal::KILL, "killing");
         }
-        self.tear_down(SOFTWARE).await
+        self.tear_down(SOFTWARE);
+        loop {
+            match self.inbox.recv().await {
+                Some(Message::TornDown { status, took, torn_down }) => {
+                    return self.torn_down(status, took, torn_down);
+                }
+                Some(_) => {}
+                // Its other end is ours.
+                None => return Ended { status: SOFTWARE, hangs: false },
+            }
+        }
     }
 
-    async fn heard(&mut self, heard: Heard) -> Option<u8> {
+    fn heard(&mut self, heard: Heard) {
         match heard {
             Heard::Child => {
                 let generations = self.generations.values();
@@ -309,96 +343,101 @@ impl Supervisor {
                 for (pid, exit) in reap(&known) {
                     self.child_ended(pid, exit);
                 }
-                None
             }
             Heard::Wish(signal, event) => {
                 info!(signal, "signal received");
-                self.event(event).await
+                self.event(event);
             }
         }
     }
 
-    async fn message(&mut self, message: Message) -> Option<u8> {
+    fn message(&mut self, message: Message) -> Option<Ended> {
         match message {
             Message::Event(event) => {
                 let event = self.explain(event);
-                return self.event(event).await;
+                self.event(event);
             }
             Message::Room(event, came) => {
                 let event = self.room_news(event, came);
-                return self.event(event).await;
+                self.event(event);
             }
             Message::Prepared(id) => {
                 self.launch(id);
                 // An operator expects that what somebody flushed is there after a reload. And while
                 // HAProxy reads its configuration nobody waits for it.
                 if self.generations.get(&id).is_some_and(Running::is_reload) {
-                    return self.event(Event::LookWanted).await;
+                    self.event(Event::LookWanted);
                 }
             }
-            Message::Ready(id, listeners) => return self.ready(id, listeners).await,
+            Message::Ready(id, listeners) => self.ready(id, listeners),
             Message::HandedOver(id, handed_over) => {
                 // It died meanwhile and the news is on its way: the old one must not drain for it.
                 if self.generations.get(&id)?.is_gone() {
                     return None;
                 }
                 let sharing = self.decide(id, handed_over);
-                return self.event(Event::HandedOver(id, sharing)).await;
+                self.event(Event::HandedOver(id, sharing));
             }
-            Message::Raised(id) => self.raised(id).await,
+            Message::Raised(id) => self.raised(id),
             Message::Settled(id, came) => {
                 if self.generations.get(&id)?.is_gone() {
                     return None;
                 }
                 self.note_settled(id, came);
-                return self.event(Event::Settled(id)).await;
+                self.event(Event::Settled(id));
             }
             Message::ListenersGone(id, came) => {
                 self.note_gone(id, came);
-                return self.event(Event::ListenersGone(id)).await;
+                self.event(Event::ListenersGone(id));
             }
             Message::GuardDone(id, outcome) => {
                 self.note_outcome(id, outcome);
-                return self.event(Event::GuardDone(id)).await;
+                self.event(Event::GuardDone(id));
             }
-            Message::Found(found) => return self.found(found).await,
+            Message::Found(found) => self.found(found),
             Message::Told(at, told) => self.told(at, &told),
             Message::HostChanged(changed) => {
                 let event = self.host_changed(changed);
-                return self.event(event).await;
+                self.event(event);
             }
-            Message::SweepWanted => self.sweep_after_the_dead().await,
+            Message::SweepWanted => self.sweep_after_the_dead(),
             // Any other stop is about to tear it down.
             Message::StillIntercepting { again_in } => {
                 if self.lifecycle.state() == StateName::Relieved {
-                    self.stop_intercepting(again_in).await;
+                    self.stop_intercepting(again_in);
                 }
+            }
+            Message::InterceptionOff => {
+                let held_back = self.held_back.take().unwrap_or_default();
+                self.perform(held_back);
+            }
+            Message::Looked(look) => self.looked(look),
+            Message::TornDown { status, took, torn_down } => {
+                return Some(self.torn_down(status, took, torn_down));
             }
         }
         None
     }
 
     /// One that would serve nobody is not ready, whatever it says itself.
-    async fn ready(&mut self, id: GenerationId, listeners: Option<Vec<Listener>>) -> Option<u8> {
+    fn ready(&mut self, id: GenerationId, listeners: Option<Vec<Listener>>) {
         let seen: Option<Vec<_>> =
             listeners.as_ref().map(|listeners| listeners.iter().map(Listener::seen).collect());
         if let Some(reason) = seen.and_then(|seen| unfit(&seen, &self.policy.intercept)) {
-            self.reject(id, &reason);
-            return None;
+            return self.reject(id, &reason);
         }
-        let done = self.event(Event::Ready(id)).await;
+        self.event(Event::Ready(id));
         // A reload looks again when it hands over, and so does a take-over.
         if let Some(listeners) = listeners
             && self.lifecycle.serving() == Some(id)
-            && !self.is_taking_over()
+            && !self.has_predecessors()
         {
             self.warn_of_others_beside(id, &listeners);
             self.keep(id, listeners);
         }
-        done
     }
 
-    async fn asked(&mut self, asked: Asked) -> Option<u8> {
+    fn asked(&mut self, asked: Asked) {
         let Asked { request, answer } = asked;
         match request {
             Request::Status => {
@@ -418,19 +457,18 @@ impl Supervisor {
             Request::Reload => {
                 info!("reload asked for over the control socket");
                 self.waiting.push(answer);
-                return self.event(Event::ReloadWanted).await;
+                self.event(Event::ReloadWanted);
             }
             Request::Stop => {
                 info!("stop asked for over the control socket");
                 let _ = answer.send(Answer::Stopping);
                 let stop = super::lifecycle::Stop::Graceful;
-                return self.event(Event::StopWanted(stop)).await;
+                self.event(Event::StopWanted(stop));
             }
         }
-        None
     }
 
-    pub(super) async fn event(&mut self, event: Event) -> Option<u8> {
+    pub(super) fn event(&mut self, event: Event) {
         let now = Instant::now();
         if let Event::Ready(id) = event {
             self.note_ready(id, now);
@@ -446,10 +484,10 @@ impl Supervisor {
             // What changed meanwhile was refused for that.
             self.stir();
         }
-        let done = self.perform(actions).await;
+        self.perform(actions);
         if let Event::Exited(id, _) | Event::Blocked(id, _) = event {
             self.forget(id);
-            if !self.watchers.is_empty() && done.is_none() {
+            if !self.watchers.is_empty() {
                 let sessions = self.sessions();
                 self.tell_watchers(&protocol::Answer::Draining { sessions });
             }
@@ -458,8 +496,10 @@ impl Supervisor {
         let state = self.lifecycle.state();
         if state != before {
             state.as_str().clone_into(&mut self.facts.borrow_mut().state);
-            let generation = self.lifecycle.serving().map(GenerationId::number);
-            info!(generation, "{}", state.as_str());
+            if state != StateName::Stopped {
+                let generation = self.lifecycle.serving().map(GenerationId::number);
+                info!(generation, "{}", state.as_str());
+            }
             match state {
                 StateName::Serving => self.look_into_nobody(),
                 StateName::Stopping => {
@@ -470,7 +510,6 @@ impl Supervisor {
                 _ => {}
             }
         }
-        done
     }
 
     /// Before the old one is told to drain: from then on it answers nobody who is new.
@@ -494,8 +533,14 @@ impl Supervisor {
         }
     }
 
-    async fn perform(&mut self, actions: Vec<Action>) -> Option<u8> {
+    fn perform(&mut self, actions: Vec<Action>) {
         for action in actions {
+            if let (Action::CloseKeeper | Action::Drain(_), Some(held_back)) =
+                (action, &mut self.held_back)
+            {
+                held_back.push(action);
+                continue;
+            }
             match action {
                 Action::Launch { id, from, why } => {
                     self.prepare(id, from, why);
@@ -526,14 +571,18 @@ impl Supervisor {
                 Action::Kill(id) => self.kill(id),
                 Action::Pause(id) => self.signal(id, Signal::TTOU, "paused accepting"),
                 Action::Resume(id) => self.signal(id, Signal::TTIN, "resumed accepting"),
-                Action::Intercept => self.intercept().await,
-                Action::PutBack => self.put_back().await,
+                Action::Intercept => self.intercept(),
+                Action::PutBack => self.put_back(),
                 Action::Contested { times } => warn!(
                     times,
                     "somebody removes parts of ours from the host again and again; from now on \
                      they are put back later each time, up to a minute"
                 ),
-                Action::StopIntercepting => self.stop_intercepting(OFF_AGAIN_FIRST).await,
+                Action::StopIntercepting => {
+                    if self.stop_intercepting(OFF_AGAIN_FIRST) {
+                        self.held_back = Some(Vec::new());
+                    }
+                }
                 Action::CloseKeeper => self.keeper.close(),
                 Action::ReloadTaken { from, to } => self.reload_taken(from, to),
                 Action::ReloadRefused { id, why } => self.reload_refused(id, why),
@@ -544,15 +593,9 @@ impl Supervisor {
                 Action::NotStarted { id, exit, in_a_row, again_in } => {
                     Self::not_started(id, exit, in_a_row, again_in);
                 }
-                Action::TearDown { status } => {
-                    let status = self.tear_down(status).await;
-                    self.tell_watchers(&protocol::Answer::Ended { status });
-                    self.watchers.clear();
-                    return Some(status);
-                }
+                Action::TearDown { status } => self.tear_down(status),
             }
         }
-        None
     }
 
     pub(super) fn send(&self, message: Message) {
@@ -560,12 +603,32 @@ impl Supervisor {
         let _ = self.messages.send(message);
     }
 
-    async fn intercept(&mut self) {
-        let Some(host) = &mut self.host else { return };
-        if let Err(error) = host.intercept_on().await {
-            error!("interception cannot be set up: {error:#}");
-            self.send(Message::Event(Event::HostFailed { status: UNAVAILABLE }));
-        }
+    /// Runs beside the loop and ends as a message; where it panics, as the other one.
+    pub(super) fn beside(
+        &self,
+        task: impl Future<Output = Message> + 'static,
+        or: Message,
+    ) -> JoinHandle<()> {
+        let messages = self.messages.clone();
+        tokio::task::spawn_local(async move {
+            let message = AssertUnwindSafe(task).catch_unwind().await.unwrap_or(or);
+            // The receiver is gone once the loop has ended.
+            let _ = messages.send(message);
+        })
+    }
+
+    fn intercept(&self) {
+        let (host, until) = (self.host.clone(), Instant::now() + HOST_LIMIT);
+        let on = async move {
+            Message::Event(match host.intercept_on(until).await {
+                Ok(()) => Event::Intercepted,
+                Err(error) => {
+                    error!("interception cannot be set up: {error:#}");
+                    Event::HostFailed { status: UNAVAILABLE }
+                }
+            })
+        };
+        self.beside(on, Message::Event(Event::HostFailed { status: SOFTWARE }));
     }
 
     /// A hanging iptables must not keep HAProxy from draining for long.
@@ -573,49 +636,63 @@ impl Supervisor {
         Instant::now() + (self.limits.stop / 5).min(HOST_LIMIT)
     }
 
-    async fn stop_intercepting(&mut self, again_in: Duration) {
-        let until = self.host_until();
-        let Some(host) = &mut self.host else { return };
-        if let Err(error) = host.intercept_off(until).await {
-            warn!("{error}; it is tried again");
-            // The tear-down may be hours away, and a successor's interception comes behind ours.
-            let messages = self.messages.clone();
-            tokio::task::spawn_local(async move {
-                tokio::time::sleep(again_in).await;
-                let again_in = (2 * again_in).min(OFF_AGAIN_MOST);
-                let _ = messages.send(Message::StillIntercepting { again_in });
-            });
+    /// Whether there is anything to be waited for.
+    fn stop_intercepting(&self, again_in: Duration) -> bool {
+        if self.policy.intercept.is_empty() || !self.host.has_host() {
+            return false;
         }
+        let (host, until, messages) = (self.host.clone(), self.host_until(), self.messages.clone());
+        let off = async move {
+            if let Err(error) = host.intercept_off(until).await {
+                warn!("{error:#}; it is tried again");
+                // The tear-down may be hours away, and a successor's interception comes behind ours.
+                tokio::task::spawn_local(async move {
+                    tokio::time::sleep(again_in).await;
+                    let again_in = (2 * again_in).min(OFF_AGAIN_MOST);
+                    let _ = messages.send(Message::StillIntercepting { again_in });
+                });
+            }
+            Message::InterceptionOff
+        };
+        self.beside(off, Message::InterceptionOff);
+        true
     }
 
-    async fn tear_down(&mut self, status: u8) -> u8 {
-        let limit = Instant::now() + HOST_LIMIT.min(self.limits.stop);
-        let kept = self.limits.after_tear_down();
+    /// Ends as `Message::TornDown`.
+    fn tear_down(&mut self, status: u8) {
+        self.held_back = None;
+        let begin = Instant::now();
+        let limit = begin + HOST_LIMIT.min(self.limits.stop);
+        // Not in the last moment: then the last resort would have to do it anew.
+        let kept = self.limits.after_tear_down() + self.limits.last_resort() / 5;
         let until = self.lifecycle.stop_deadline().and_then(|at| at.checked_sub(kept));
         let until = until.map_or(limit, |until| until.min(limit));
-        let begin = Instant::now();
+        let (host, debts) = (self.host.clone(), self.policy.site.debts.clone());
         // A program that hangs shall leave time for all the others.
-        self.finish_lowering(until.saturating_duration_since(begin) / 4).await;
-        let debts = self.policy.site.debts.clone();
-        // Rules of a guard harm nobody for long, so they come last; but their turn shall come.
-        let kept = if debts.is_empty() { 0 } else { 4 };
-        let kept = until.saturating_duration_since(Instant::now()).checked_div(kept);
-        let host_until = until.checked_sub(kept.unwrap_or_default()).unwrap_or(until);
-        let torn_down = match &mut self.host {
-            Some(host) => host.tear_down(host_until).await,
-            None => Ok(()),
+        let lowered = self.finish_lowering(until.saturating_duration_since(begin) / 4);
+        let torn_down = async move {
+            lowered.await;
+            let torn_down = host.tear_down(until, debts).await;
+            Message::TornDown { status, took: begin.elapsed(), torn_down }
         };
-        let mut failures = torn_down.err().map(|TearDownError(all)| all).unwrap_or_default();
-        failures.extend(debts.pay(until).await);
+        let torn_down_not = TornDown { failures: Vec::new(), hangs: true };
+        let or = Message::TornDown { status, took: Duration::ZERO, torn_down: torn_down_not };
+        self.beside(torn_down, or);
+    }
+
+    fn torn_down(&mut self, status: u8, took: Duration, torn_down: TornDown) -> Ended {
+        let TornDown { failures, hangs } = torn_down;
+        let is_whole = failures.is_empty() && !hangs;
         if !failures.is_empty() {
             let left = TearDownError(failures);
             error!("the host is not as it was: {left}; `hapilot sweep` tries again");
-            return if status == 0 { SOFTWARE } else { status };
+        } else if is_whole && self.host.has_host() {
+            info!(ms = milliseconds(took), "the host is as it was");
         }
-        if self.host.is_some() {
-            info!(ms = milliseconds(begin.elapsed()), "the host is as it was");
-        }
-        status
+        let status = if status == 0 && !is_whole { SOFTWARE } else { status };
+        self.tell_watchers(&protocol::Answer::Ended { status });
+        self.watchers.clear();
+        Ended { status, hangs }
     }
 }
 

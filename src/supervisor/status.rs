@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::oneshot;
 
 use super::generations::Running;
+use super::lifecycle::StateName;
 use super::run::Supervisor;
 use crate::control::metrics::Beside;
 use crate::control::protocol::{
@@ -19,8 +20,11 @@ use crate::process::procfs::socket_inodes;
 impl Supervisor {
     /// Healthy is who serves and whose HAProxy answers: one that is stuck accepts nobody.
     pub(super) fn answer_health(&self, answer: oneshot::Sender<Answer>) {
-        let state = self.lifecycle.state().as_str().to_owned();
-        let serving = self.lifecycle.serving().and_then(|id| self.generations.get(&id));
+        let (shown, serving) = (self.shown_state(), self.lifecycle.serving());
+        let state = shown.as_str().to_owned();
+        let serving = serving
+            .filter(|_| shown != StateName::Starting)
+            .and_then(|id| self.generations.get(&id));
         let socket = serving.map(|running| running.runtime_socket.clone());
         let paused = self.lifecycle.is_paused();
         tokio::task::spawn_local(async move {
@@ -53,7 +57,7 @@ impl Supervisor {
             instance: self.identity.instance.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             haproxy_version: self.identity.haproxy_version.clone(),
-            state: self.lifecycle.state().as_str().to_owned(),
+            state: self.shown_state().as_str().to_owned(),
             paused: self.lifecycle.is_paused(),
             since: clock.at(self.lifecycle.since()),
             generations: self.generation_statuses(&clock),
@@ -72,9 +76,16 @@ impl Supervisor {
         }
     }
 
+    /// Until the host is given back a stop is not over.
+    fn shown_state(&self) -> StateName {
+        match self.lifecycle.state() {
+            StateName::Stopped => StateName::Stopping,
+            state => state,
+        }
+    }
+
     fn host_items(&self) -> Vec<HostItem> {
-        let owned = self.host.as_ref().map(crate::host::Host::owned).unwrap_or_default();
-        let owned = owned.into_iter().chain(self.policy.site.debts.owned());
+        let owned = self.host.owned().into_iter().chain(self.policy.site.debts.owned());
         owned.map(|o| HostItem { what: o.what, undo: o.undo }).collect()
     }
 

@@ -22,6 +22,7 @@ use crate::host::preflight::{Facts, RUN_DIRECTORY};
 use crate::host::sweep::sweep_by;
 use crate::listeners::compare::Seen;
 use crate::listeners::fetch::listeners;
+use crate::process::aside::{aside, awaited};
 use crate::settings::Predecessors;
 
 /// Whom we relieve, from the search to their end.
@@ -74,7 +75,7 @@ impl Supervisor {
         }));
     }
 
-    pub(super) async fn found(&mut self, found: Result<Found, Hindered>) -> Option<u8> {
+    pub(super) fn found(&mut self, found: Result<Found, Hindered>) {
         match found {
             Ok(Found { predecessors, listeners, left_alone, died }) => {
                 let birth = match predecessors.as_slice() {
@@ -98,11 +99,11 @@ impl Supervisor {
                     // Somebody may have died after our set-up looked. Its turn comes behind the launch.
                     self.send(Message::SweepWanted);
                 }
-                self.event(Event::Found(birth)).await
+                self.event(Event::Found(birth));
             }
             Err(Hindered(reason)) => {
                 error!("{reason}");
-                self.event(Event::HostFailed { status: UNAVAILABLE }).await
+                self.event(Event::HostFailed { status: UNAVAILABLE });
             }
         }
     }
@@ -209,18 +210,22 @@ impl Supervisor {
     }
 
     /// Its container stays away for us, so nobody else would; and its diversion is ahead of ours.
-    pub(super) async fn sweep_after_the_dead(&mut self) {
-        let facts = &self.taking_over.host;
+    pub(super) fn sweep_after_the_dead(&self) {
+        let facts = self.taking_over.host.clone();
         if !facts.can_be_swept() {
             return;
         }
-        match sweep_by(self.host_until(), facts).await {
-            Ok(swept) => tell_of_sweep(&swept),
-            Err(error) => error!(
-                "what a dead hapilot left on the host may be there still: {error:#}; `hapilot sweep` \
-                 tries again"
-            ),
-        }
+        let until = self.host_until();
+        tokio::task::spawn_local(async move {
+            let sweep = aside(move || awaited(sweep_by(until, &facts)).flatten());
+            match sweep.await.flatten() {
+                Ok(swept) => tell_of_sweep(&swept),
+                Err(error) => error!(
+                    "what a dead hapilot left on the host may be there still: {error:#}; `hapilot \
+                     sweep` tries again"
+                ),
+            }
+        });
     }
 
     fn complete_takeover(&mut self) {
@@ -242,6 +247,11 @@ impl Supervisor {
     /// Whether those before a generation are predecessors and not a generation of ours.
     pub(super) fn is_taking_over(&self) -> bool {
         self.lifecycle.state() == StateName::TakingOver
+    }
+
+    /// Some that are still to be relieved.
+    pub(super) fn has_predecessors(&self) -> bool {
+        self.is_taking_over() || !self.taking_over.predecessors.is_empty()
     }
 
     /// One follows another, and a receipt will say how.

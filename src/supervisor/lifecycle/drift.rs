@@ -31,6 +31,8 @@ pub(super) struct Drift {
     due: Option<Instant>,
     not_before: Option<Instant>,
     looked_at: Option<Instant>,
+    /// One look is under way.
+    looking: bool,
     in_vain: u32,
     failed: u32,
     /// How often in a row something had to be put back, and when last.
@@ -52,12 +54,13 @@ impl Drift {
     }
 
     fn due(&self) -> Option<Instant> {
-        let due = self.due?;
+        let due = self.due.filter(|_| !self.looking)?;
         Some(self.not_before.map_or(due, |at| at.max(due)))
     }
 
     /// `Some`: somebody removes it again and again, as often as this, and now it has to wait.
     fn looked(&mut self, now: Instant, found: Condition, took: Duration) -> Option<u32> {
+        self.looking = false;
         let storm = self.looked_at.is_some_and(|at| now.duration_since(at) < STORM);
         self.looked_at = Some(now);
         if !storm || found != Condition::Whole {
@@ -124,6 +127,7 @@ impl Lifecycle {
     pub(super) fn put_back_if_due(&mut self, turn: &mut Turn) {
         if self.look_at().is_some_and(|at| at <= turn.now) {
             (self.drift.due, self.drift.first) = (None, None);
+            self.drift.looking = true;
             turn.act(Action::PutBack);
         }
     }

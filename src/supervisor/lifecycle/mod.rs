@@ -44,6 +44,8 @@ enum State {
         again: bool,
         birth: Birth,
     },
+    /// The first generation accepts; clients are not yet led to it from elsewhere.
+    Intercepting(Intercepting),
     /// Predecessors are to leave their ports to us for once.
     MakingRoom(Room),
     Serving(GenerationId),
@@ -51,6 +53,14 @@ enum State {
     Recovering(Recovery),
     Stopping(Stopping),
     Stopped,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Intercepting {
+    id: GenerationId,
+    /// A reload was asked for meanwhile.
+    again: bool,
+    birth: Birth,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -229,9 +239,10 @@ impl Lifecycle {
     #[must_use]
     pub fn state(&self) -> StateName {
         match self.state {
-            State::Finding { .. } | State::Starting { .. } | State::MakingRoom(_) => {
-                StateName::Starting
-            }
+            State::Finding { .. }
+            | State::Starting { .. }
+            | State::Intercepting(_)
+            | State::MakingRoom(_) => StateName::Starting,
             State::Serving(_) => StateName::Serving,
             State::Reloading(Reload { from: Outgoing::Predecessors, .. }) => StateName::TakingOver,
             State::Reloading(_) => StateName::Reloading,
@@ -268,6 +279,7 @@ impl Lifecycle {
         match self.state {
             State::Reloading(Reload { step, next, .. }) if step.is_past_return() => Some(next),
             State::Serving(id)
+            | State::Intercepting(Intercepting { id, .. })
             | State::Reloading(
                 Reload { from: Outgoing::Generation(id), .. }
                 | Reload { from: Outgoing::Predecessors, next: id, .. },
@@ -303,6 +315,7 @@ impl Lifecycle {
         let mut turn = Turn { now, actions: Vec::new() };
         match event {
             Event::Ready(id) => self.ready(&mut turn, id),
+            Event::Intercepted => self.intercepted(&mut turn),
             Event::HandedOver(id, sharing) => self.handed_over(&mut turn, id, sharing),
             Event::Settled(id) => self.settled(&mut turn, id),
             Event::ListenersGone(id) => self.listeners_gone(&mut turn, id),
@@ -350,19 +363,10 @@ impl Lifecycle {
             return;
         }
         match self.state {
-            State::Starting { again, birth: Birth::Alone } => {
+            State::Starting { again, birth } => {
                 self.serve(turn.now, id);
+                self.state = State::Intercepting(Intercepting { id, again, birth });
                 turn.act(Action::Intercept);
-                self.settle(turn, id, again);
-            }
-            State::Starting { again, birth: Birth::Successor } => {
-                self.serve(turn.now, id);
-                // Ours first, so that at no time nobody diverts.
-                turn.act(Action::Intercept);
-                let step = ReloadStep::HandingOver { until: turn.now + self.limits.hand_over };
-                let from = Outgoing::Predecessors;
-                self.state = State::Reloading(Reload { from, next: id, step, again, room: None });
-                turn.act(Action::TakeOver(id));
             }
             State::MakingRoom(room) if room.step == RoomStep::Starting(id) => {
                 self.room_taken(turn, room, id);
@@ -393,6 +397,20 @@ impl Lifecycle {
     fn serve(&mut self, now: Instant, id: GenerationId) {
         self.fleet.serve(now, id);
         self.served_since.get_or_insert(now);
+    }
+
+    fn intercepted(&mut self, turn: &mut Turn) {
+        let State::Intercepting(Intercepting { id, again, birth }) = self.state else { return };
+        match birth {
+            Birth::Alone => self.settle(turn, id, again),
+            // Only now: at no time are clients led to no hapilot.
+            Birth::Successor => {
+                let step = ReloadStep::HandingOver { until: turn.now + self.limits.hand_over };
+                let from = Outgoing::Predecessors;
+                self.state = State::Reloading(Reload { from, next: id, step, again, room: None });
+                turn.act(Action::TakeOver(id));
+            }
+        }
     }
 
     fn handed_over(&mut self, turn: &mut Turn, id: GenerationId, sharing: Sharing) {
@@ -508,6 +526,7 @@ impl Lifecycle {
             State::Serving(_)
             | State::Reloading(Reload { again: false, .. })
             | State::Starting { again: false, .. }
+            | State::Intercepting(Intercepting { again: false, .. })
             | State::MakingRoom(Room { again: false, .. })
             | State::Recovering(_)
                 if self.reservation != Reservation::None =>
@@ -525,6 +544,7 @@ impl Lifecycle {
             }
             State::Finding { again }
             | State::Starting { again, .. }
+            | State::Intercepting(Intercepting { again, .. })
             | State::MakingRoom(Room { again, .. })
             | State::Reloading(Reload { again, .. })
             | State::Recovering(Recovery { again, .. }) => *again = true,
@@ -561,6 +581,16 @@ impl Lifecycle {
                 self.give_back(turn, exit.status());
             }
             State::MakingRoom(room) => self.room_lost(turn, room, id, exit, gone),
+            // Its predecessors serve on.
+            State::Intercepting(Intercepting { id: first, birth: Birth::Successor, .. })
+                if first == id =>
+            {
+                self.end(turn, exit.status());
+            }
+            State::Intercepting(Intercepting { id: first, again, .. }) if first == id => {
+                self.count_crash(turn.now);
+                self.replace(turn, id, (id, exit, Loss::Crash), (again, Why::Recovery));
+            }
             State::Serving(serving) if serving == id => {
                 self.count_crash(turn.now);
                 self.replace(turn, id, (id, exit, Loss::Crash), (false, Why::Recovery));
@@ -802,7 +832,9 @@ impl Lifecycle {
     fn has_predecessors(&self) -> bool {
         match self.state {
             State::Finding { .. } => true,
-            State::Starting { birth, .. } => birth == Birth::Successor,
+            State::Starting { birth, .. } | State::Intercepting(Intercepting { birth, .. }) => {
+                birth == Birth::Successor
+            }
             State::Reloading(Reload { from: Outgoing::Predecessors, step, .. }) => {
                 !step.is_past_return()
             }
@@ -829,6 +861,7 @@ impl Lifecycle {
         let (trying, again) = match self.state {
             State::Finding { again }
             | State::Starting { again, .. }
+            | State::Intercepting(Intercepting { again, .. })
             | State::MakingRoom(Room { again, .. })
             | State::Reloading(Reload { from: Outgoing::Predecessors, again, .. }) => (None, again),
             State::Reloading(Reload { next, again, .. }) => (Some(next), again),

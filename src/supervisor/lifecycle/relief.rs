@@ -27,6 +27,7 @@ impl Lifecycle {
             }
             State::Finding { .. }
             | State::Starting { .. }
+            | State::Intercepting(_)
             | State::MakingRoom(_)
             | State::Reloading(_) => {
                 self.reservation = Reservation::Wanted;

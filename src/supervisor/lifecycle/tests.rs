@@ -44,6 +44,7 @@ impl Story {
     fn serving_with(limits: Limits) -> Self {
         let mut story = Self::new(limits);
         assert_eq!(story.on(Event::Ready(id(1))), [Action::Intercept]);
+        assert_eq!(story.on(Event::Intercepted), []);
         story
     }
 
@@ -87,7 +88,9 @@ fn successor() -> Story {
 #[test]
 fn predecessors_are_relieved_once_the_first_generation_is_ready() {
     let mut story = successor();
-    assert_eq!(story.on(Event::Ready(id(1))), [Action::Intercept, Action::TakeOver(id(1))]);
+    assert_eq!(story.on(Event::Ready(id(1))), [Action::Intercept]);
+    assert_eq!(story.lifecycle.state(), StateName::Starting);
+    assert_eq!(story.on(Event::Intercepted), [Action::TakeOver(id(1))]);
     assert_eq!(story.lifecycle.state(), StateName::TakingOver);
     assert_eq!(
         story.on(Event::HandedOver(id(1), Sharing::Enough)),
@@ -101,6 +104,7 @@ fn predecessors_are_relieved_once_the_first_generation_is_ready() {
 fn what_predecessors_do_not_share_goes_under_a_guard() {
     let mut story = successor();
     story.on(Event::Ready(id(1)));
+    story.on(Event::Intercepted);
     let actions = story.on(Event::HandedOver(id(1), Sharing::Guarded));
     assert_eq!(actions, [Action::RaiseGuard(id(1))]);
     assert_eq!(
@@ -124,6 +128,7 @@ fn who_is_not_ready_spares_the_predecessors() {
 
     let mut story = successor();
     story.on(Event::Ready(id(1)));
+    story.on(Event::Intercepted);
     story.on(Event::HandedOver(id(1), Sharing::Guarded));
     assert_eq!(
         story.on(Event::Exited(id(1), DIED)),
@@ -141,6 +146,7 @@ fn who_is_not_ready_spares_the_predecessors() {
 fn a_first_generation_that_dies_when_they_have_been_told_is_replaced() {
     let mut story = successor();
     story.on(Event::Ready(id(1)));
+    story.on(Event::Intercepted);
     story.on(Event::HandedOver(id(1), Sharing::Guarded));
     story.on(Event::Settled(id(1)));
     let launch = Action::Launch { id: id(2), from: None, why: Why::Recovery };
@@ -214,9 +220,10 @@ fn a_stop_gives_them_their_ports_back() {
 
 #[test]
 fn a_stop_before_they_are_told_spares_them() {
-    for events in 0..3 {
+    for events in 0..4 {
         let mut story = successor();
-        let all = [Event::Ready(id(1)), Event::HandedOver(id(1), Sharing::Guarded)];
+        let handed_over = Event::HandedOver(id(1), Sharing::Guarded);
+        let all = [Event::Ready(id(1)), Event::Intercepted, handed_over];
         all[..events].iter().for_each(|event| drop(story.on(*event)));
         let actions = story.on(Event::StopWanted(Stop::Graceful));
         assert!(actions.contains(&Action::Spare) && !actions.contains(&Action::Relieve));
@@ -228,6 +235,7 @@ fn a_reload_asked_for_during_a_take_over_comes_after_it() {
     let mut story = successor();
     story.on(Event::ReloadWanted);
     story.on(Event::Ready(id(1)));
+    story.on(Event::Intercepted);
     let actions = story.on(Event::HandedOver(id(1), Sharing::Enough));
     assert!(matches!(actions.last(), Some(Action::Launch { why: Why::Reload, .. })));
 }
@@ -314,6 +322,39 @@ fn nobody_is_relieved_who_was_not_asked_first() {
     assert_eq!(story.on(Event::Relieved), []);
     assert_eq!(story.on(Event::StopWanted(Stop::Graceful)).len(), 3);
     assert_eq!(story.on(Event::ReserveWanted), [Action::NotReserved]);
+}
+
+/// Generation 1 accepts, and the interception is on its way.
+fn intercepting() -> Story {
+    let mut story = Story::new(limits());
+    assert_eq!(story.on(Event::Ready(id(1))), [Action::Intercept]);
+    assert_eq!(story.lifecycle.serving(), Some(id(1)));
+    story
+}
+
+#[test]
+fn whatever_comes_while_the_interception_is_set_up_is_heard() {
+    let mut story = intercepting();
+    assert_eq!(story.on(Event::ReloadWanted), []);
+    let launch = Action::Launch { id: id(2), from: Some(id(1)), why: Why::Reload };
+    assert_eq!(story.on(Event::Intercepted), [launch]);
+
+    let mut story = intercepting();
+    let actions = story.on(Event::Exited(id(1), DIED));
+    let launch = Action::Launch { id: id(2), from: None, why: Why::Recovery };
+    assert_eq!(actions.last(), Some(&launch));
+    assert_eq!(story.on(Event::Intercepted), []);
+
+    let mut story = intercepting();
+    assert_eq!(
+        story.on(Event::StopWanted(Stop::Graceful)),
+        [Action::StopIntercepting, Action::CloseKeeper, Action::Drain(id(1))]
+    );
+    assert_eq!(story.on(Event::Intercepted), []);
+
+    let mut story = intercepting();
+    let failed = story.on(Event::HostFailed { status: 69 });
+    assert_eq!(failed.last(), Some(&Action::Terminate(id(1))));
 }
 
 #[test]
@@ -809,6 +850,8 @@ struct World {
     guard: Option<GenerationId>,
     guard_step: Option<Event>,
     intercepting: bool,
+    /// It has been asked for, and no answer has come.
+    intercepted: Option<Event>,
     keeper_closed: bool,
     unanswered: usize,
     waiting: usize,
@@ -1039,10 +1082,14 @@ impl World {
                 assert_eq!(self.guard.take(), Some(id), "lowered what is not up");
                 self.guard_step = Some(Event::GuardDone(id));
             }
-            Action::Intercept => assert!(!std::mem::replace(&mut self.intercepting, true)),
+            Action::Intercept => {
+                assert!(!std::mem::replace(&mut self.intercepting, true));
+                self.intercepted = Some(Event::Intercepted);
+            }
             Action::PutBack => {
                 assert_eq!(self.guard, None, "clients wait for a guard");
                 assert!(!self.keeper_closed, "put back while stopping");
+                assert_eq!(self.looks, 0, "a look on a look");
                 assert_ne!(std::mem::take(&mut self.changes), 0, "nobody changed anything");
                 self.looks += 1;
             }
@@ -1119,8 +1166,9 @@ fn walk(seed: u64) {
                 let sharing = if dice.roll(2) == 0 { Sharing::Guarded } else { Sharing::Enough };
                 Event::HandedOver(to, sharing)
             }
-            (4 | 5, _) if world.guard_step.is_some() => {
-                world.guard_step.take().expect("looked a line ago")
+            (4 | 5, _) if world.intercepted.or(world.guard_step).is_some() => {
+                let next = world.intercepted.take().or_else(|| world.guard_step.take());
+                next.expect("looked a line ago")
             }
             (6, Some(id)) => {
                 world.alive.remove(&id);
@@ -1187,7 +1235,11 @@ fn check(lifecycle: &Lifecycle, world: &World) {
         assert!(guarded.contains(&lifecycle.state()), "a guard without a reload");
         assert!(lifecycle.wake_at().is_some(), "a guard without a deadline");
     }
-    if world.changes > 0 && [StateName::Serving, StateName::Recovering].contains(&lifecycle.state())
+    // A look that is under way ends as an event.
+    let quiet = world.looks == 0;
+    if world.changes > 0
+        && quiet
+        && [StateName::Serving, StateName::Recovering].contains(&lifecycle.state())
     {
         assert!(lifecycle.wake_at().is_some(), "a change that nobody looks at");
     }

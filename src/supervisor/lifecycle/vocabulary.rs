@@ -103,6 +103,8 @@ pub enum Sharing {
 pub enum Event {
     /// The generation's own runtime socket answered with its own PID.
     Ready(GenerationId),
+    /// Clients are led to the first generation from wherever they are to be.
+    Intercepted,
     /// What the new generation takes over from the old one has been taken over.
     HandedOver(GenerationId, Sharing),
     /// A guard is up and nothing waits any more at the listeners that are to go.
@@ -229,7 +231,9 @@ pub enum Action {
     Kill(GenerationId),
     Pause(GenerationId),
     Resume(GenerationId),
+    /// Answer with `Intercepted`, or `HostFailed`.
     Intercept,
+    /// Whoever is to close the keeper or to drain waits for it.
     StopIntercepting,
     /// Look whether something of ours is gone from the host, and put it back; answer with `Looked`.
     PutBack,

@@ -29,6 +29,7 @@ use crate::operator::runtime;
 use crate::operator::server::{self, Patterns, Wish};
 use crate::operator::servers::Order;
 use crate::operator::sessions;
+use crate::process::descriptors;
 use crate::process::last_resort;
 use crate::process::program::Run;
 use crate::settings::LogFormat;
@@ -258,6 +259,9 @@ fn run(haproxy: &[OsString]) -> u8 {
 }
 
 async fn supervised(haproxy: &[OsString]) -> Result<u8> {
+    if let Err(error) = descriptors::raise() {
+        complain(&format!("raise the limit of descriptors to what is allowed: {error}"));
+    }
     // Before the look at the host, which takes a while: PID 1 never sees a signal for which it has
     // no handler (pid_namespaces(7)), so a stop that early would be lost.
     let signals = Signals::subscribe()?;

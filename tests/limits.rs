@@ -7,9 +7,11 @@ use crate::lab;
 use std::time::Duration;
 
 use lab::cgroup::Cgroup;
+use lab::haproxy_cfg::DEFAULTS;
 use lab::network::BALANCER4;
-use lab::{HostState, Instance, LONG, Lab, Load, SHORT, haproxy_cfg, until};
+use lab::{Host, HostState, Instance, LONG, Lab, Load, SHORT, get, haproxy_cfg, until};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 fn web() -> String {
     format!("{BALANCER4}:80")
@@ -126,4 +128,91 @@ fn where_no_process_can_be_had_a_killed_haproxy_is_replaced_as_soon_as_one_can()
     instance.stop();
     scene.lab.balancer.state().assert_same_as(&scene.before);
     drop(group);
+}
+
+/// As `docker run --ulimit nofile=1024:HARD`.
+fn limited(hard: u32) -> Vec<String> {
+    let script = format!(
+        "ulimit -S -n 1024 && ulimit -H -n {hard} && \
+                          exec setpriv --bounding-set -sys_resource \"$@\""
+    );
+    ["sh", "-c", &script, "sh"].map(str::to_owned).to_vec()
+}
+
+/// On loopback; an abstract socket beside them, if wanted.
+fn many(listeners: u16, abstract_too: bool) -> String {
+    let abns = if abstract_too { "\n  bind abns@many" } else { "" };
+    format!(
+        "{DEFAULTS}frontend web\n  bind 127.0.0.1:{FIRST}-{}{abns}\n  http-request return status 200\n",
+        FIRST + listeners - 1
+    )
+}
+
+const FIRST: u16 = 20_000;
+
+fn with_many(listeners: u16, abstract_too: bool) {
+    let host = Host::alone();
+    let config = host.write("haproxy.cfg", &many(listeners, abstract_too));
+    let limited = limited(8192);
+    let words: Vec<_> = limited.iter().map(String::as_str).collect();
+    let spec = host.container("hapilot").config(&config).wrapped(&words);
+    let mut hapilot = spec.start().serving();
+    let count = usize::from(listeners) + usize::from(abstract_too);
+    for _ in 0..2 {
+        let output = hapilot.command(&["reload", "--json"]);
+        let receipt: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(receipt["verdict"], "taken", "{receipt}");
+        assert_eq!(receipt["listeners"]["shared"].as_array().unwrap().len(), count, "{receipt}");
+    }
+    let killed = hapilot.current();
+    let haproxy = hapilot.process_of(&killed);
+    let limits = std::fs::read_to_string(format!("/proc/{haproxy}/limits")).unwrap();
+    let open_files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert!(open_files.contains(" 8192 "), "{open_files}");
+    lab::process::kill(haproxy, Signal::SIGKILL);
+    for port in (FIRST..FIRST + listeners).step_by(usize::from(listeners) / 100) {
+        let answer = get(&host.namespace, &format!("127.0.0.1:{port}"), "/");
+        assert!(answer.is_answered(), "port {port}: {answer:?}");
+    }
+    hapilot.await_successor(&killed);
+    assert_eq!(hapilot.log.count("nofile"), 0, "nothing to warn of");
+    hapilot.stop();
+}
+
+#[test]
+fn six_hundred_listeners_are_shared_with_a_soft_limit_of_1024_descriptors() {
+    with_many(600, false);
+}
+
+#[test]
+fn twelve_hundred_listeners_are_shared_with_a_soft_limit_of_1024_descriptors() {
+    with_many(1200, false);
+}
+
+#[test]
+fn two_thousand_listeners_and_an_abstract_one_are_shared_with_a_soft_limit_of_1024_descriptors() {
+    with_many(2020, true);
+}
+
+#[test]
+fn listeners_that_do_not_fit_are_warned_of_and_a_reload_names_the_limit() {
+    let host = Host::alone();
+    let config = host.write("haproxy.cfg", &many(600, false));
+    let limited = limited(1024);
+    let words: Vec<_> = limited.iter().map(String::as_str).collect();
+    let spec = host.container("hapilot").config(&config).wrapped(&words);
+    let check = spec.clone().args(&["check"]).finish();
+    check.assert_says(&["listens at 600 addresses", "--ulimit nofile=2048:2048"]);
+    let mut hapilot = spec.start().serving();
+    hapilot.log.await_line("--ulimit nofile=2048:2048");
+    let serving = hapilot.current();
+    // Refused or not, it serves on and says why.
+    let output = hapilot.command(&["reload"]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains("--ulimit nofile="), "{said}");
+    hapilot.await_status("a generation serves", |status| status["state"] == "serving");
+    let answer = get(&host.namespace, &format!("127.0.0.1:{FIRST}"), "/");
+    assert!(answer.is_answered(), "{serving:?}: {answer:?}");
+    assert_eq!(hapilot.log.count("panicked"), 0);
+    hapilot.stop();
 }

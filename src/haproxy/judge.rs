@@ -27,6 +27,8 @@ pub struct Judge {
     pub local_peer: Option<String>,
     pub maxconn: Option<u64>,
     pub descriptors: Option<u64>,
+    /// hapilot's own.
+    pub own_descriptors: Option<u64>,
     pub transparent: bool,
     /// Ports from this one on may be bound without a right.
     pub open_from: u16,
@@ -61,6 +63,7 @@ impl Judge {
             local_peer: self.local_peer.as_deref(),
             maxconn: self.maxconn,
             descriptors: self.descriptors,
+            own_descriptors: self.own_descriptors,
             transparent: self.transparent,
             may_be_transparent: may_be_transparent(),
             open_from: self.open_from,

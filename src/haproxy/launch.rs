@@ -11,17 +11,16 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
-use rustix::io::FdFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::command_line;
 use super::generation::GenerationId;
 use crate::fault::{self, Point};
+use crate::process::birth;
 use crate::process::exit::Exit;
 use crate::process::handle::Handle;
 use crate::process::limits::explained;
@@ -140,14 +139,10 @@ impl Program {
         let argv =
             command_line::command(&self.binary, &fragment, configuration, &self.arguments, from);
         let mut command = self.command(&argv, id, child_side).map_err(ours)?;
-        let child = {
-            // Inherited by exactly this child: we wait, so nobody else forks in between, but for a
-            // guard's program (`process::aside`), which lives for a moment.
-            let _inherited = Inherited::new(&listener).map_err(ours)?;
-            fault::at(Point::Spawn)
-                .and_then(|()| self.ensure_room())
-                .and_then(|()| as_haproxy(self.needs, || command.spawn()))
-        };
+        birth::of_haproxy(&mut command, vec![listener.as_raw_fd()]);
+        let child = fault::at(Point::Spawn)
+            .and_then(|()| self.ensure_room())
+            .and_then(|()| as_haproxy(self.needs, || command.spawn()));
         let mut child = child.map_err(|error| not_launched(&self.binary, error))?;
         let handle = Handle::open(&child).map_err(|error| {
             // Nobody could drain or stop it (no descriptor left, or a kernel without pidfd).
@@ -171,8 +166,6 @@ impl Program {
             .env("HAPILOT_GENERATION", id.to_string())
             .env("HAPILOT_VERSION", env!("CARGO_PKG_VERSION"))
             .env("HAPILOT_HAPROXY_VERSION", &self.version)
-            // A terminal's Ctrl-C is for us, who then tell HAProxy.
-            .process_group(0)
             .stdin(Stdio::null())
             .stdout(output.try_clone().context("share HAProxy's output")?)
             .stderr(output);
@@ -217,24 +210,6 @@ fn not_launched(binary: &Path, error: io::Error) -> NotLaunched {
     });
     let error = anyhow::Error::new(error).context(format!("execute {}", binary.display()));
     NotLaunched { exit, error: explained(error) }
-}
-
-/// A descriptor that the next child inherits, for as long as this lives.
-struct Inherited<'a>(&'a UnixListener);
-
-impl<'a> Inherited<'a> {
-    fn new(socket: &'a UnixListener) -> Result<Self> {
-        rustix::io::fcntl_setfd(socket, FdFlags::empty())
-            .context("let HAProxy inherit its runtime socket")?;
-        Ok(Self(socket))
-    }
-}
-
-impl Drop for Inherited<'_> {
-    fn drop(&mut self) {
-        // Cannot fail on an open descriptor.
-        let _ = rustix::io::fcntl_setfd(self.0, FdFlags::CLOEXEC);
-    }
 }
 
 #[cfg(test)]

@@ -11,8 +11,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketType, getsockname, recvmsg, sockopt,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SocketType, getsockname,
+    recvmsg, sockopt,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
@@ -20,6 +22,7 @@ use tokio::net::UnixStream;
 use super::compare::Seen;
 use super::wire::{self, Description};
 use crate::fault::{self, Point};
+use crate::process::limits::explained;
 use crate::process::patience::within;
 
 const LIMIT: Duration = Duration::from_secs(2);
@@ -51,6 +54,7 @@ pub async fn listeners(runtime_socket: &Path) -> Result<Vec<Listener>> {
     within(LIMIT, fetch(runtime_socket))
         .await
         .with_context(|| format!("ask {} for its listeners", runtime_socket.display()))
+        .map_err(explained)
 }
 
 async fn fetch(runtime_socket: &Path) -> Result<Vec<Listener>> {
@@ -91,6 +95,10 @@ async fn message(stream: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
             let mut ancillary = RecvAncillaryBuffer::new(&mut space);
             let mut into = [io::IoSliceMut::new(&mut bytes)];
             let got = recvmsg(stream.as_fd(), &mut into, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+            if got.flags.contains(ReturnFlags::CTRUNC) {
+                // The kernel leaves out what does not fit the limit of descriptors (unix(7)).
+                return Err(Errno::MFILE.into());
+            }
             let sockets: Vec<OwnedFd> = ancillary
                 .drain()
                 .filter_map(|message| match message {

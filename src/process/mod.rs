@@ -5,6 +5,8 @@
 
 pub mod abstract_name;
 pub mod aside;
+pub mod birth;
+pub mod descriptors;
 pub mod exit;
 pub mod handle;
 pub mod last_resort;

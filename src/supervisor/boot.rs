@@ -58,9 +58,9 @@ use crate::host::{Host, Wanted};
 use crate::listeners::keeper::{self, Keeper};
 use crate::logging::Log;
 use crate::problem::Problem;
-use crate::process::procfs;
 use crate::process::rights::{Needs, keep_what_is_needed, lives_from_its_file};
 use crate::process::together::both;
+use crate::process::{descriptors, procfs};
 use crate::settings::{self, OnCrash, Predecessors, ReloadGuard, Settings, Transparent, Warning};
 use crate::syslog::socket::{Syslog, Territory};
 use crate::syslog::udp;
@@ -260,6 +260,7 @@ impl Survey {
             local_peer: arguments.local_peer.clone(),
             maxconn: arguments.maxconn,
             descriptors: descriptor_limit(),
+            own_descriptors: descriptors::most(),
             transparent: self.transparent,
             open_from: open_from(&self.installed.path),
             state_file: Path::new(RUN_DIRECTORY).join("server-state"),

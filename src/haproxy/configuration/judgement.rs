@@ -10,6 +10,8 @@ use crate::problem::Problem;
 const LEAST_BESIDES: u64 = 17;
 /// Room for listeners, checks, and some descriptors for each of many threads.
 const ROOM: u64 = 1000;
+/// Sockets of commands, of clients of the doors, and pipes, as many as there may be at once.
+const OF_OURS: u64 = 200;
 
 /// What a configuration is held against.
 #[derive(Clone, Debug)]
@@ -22,6 +24,8 @@ pub struct Facts<'a> {
     pub maxconn: Option<u64>,
     /// The hard limit of descriptors; `None` when it is no limit, or may be raised.
     pub descriptors: Option<u64>,
+    /// hapilot's own hard limit.
+    pub own_descriptors: Option<u64>,
     /// Whether transparent proxying is set up.
     pub transparent: bool,
     /// Whether a socket may be made transparent (`CAP_NET_RAW` or `CAP_NET_ADMIN`).
@@ -38,6 +42,7 @@ pub fn judge(configuration: &Configuration, facts: &Facts<'_>) -> Vec<Problem> {
     problems.extend(closed_to_transparent(configuration, facts));
     problems.extend(user_with_usesrc(configuration, facts.version));
     problems.extend(descriptors(configuration, facts));
+    problems.extend(listeners(configuration, facts));
     if let Some(lowest) = &configuration.lowest_port {
         problems.extend(closed_port(&lowest.place.to_string(), lowest.value, facts.open_from));
     }
@@ -134,6 +139,20 @@ fn descriptors(configuration: &Configuration, facts: &Facts<'_>) -> Option<Probl
     })
 }
 
+/// The keeper holds each, and the next generation's a second time while the two are compared.
+fn listeners(configuration: &Configuration, facts: &Facts<'_>) -> Option<Problem> {
+    let (limit, count) = (facts.own_descriptors?, configuration.listeners);
+    let needed = count.saturating_mul(2).saturating_add(OF_OURS);
+    (needed > limit).then(|| Problem {
+        what: format!(
+            "the configuration listens at {count} addresses, which hapilot holds twice in a reload: \
+             that needs {needed} file descriptors, and the limit is {limit}, so a reload may not \
+             share them and a crash may refuse clients"
+        ),
+        mend: format!("docker run --ulimit nofile={0}:{0}", needed.next_power_of_two()),
+    })
+}
+
 /// Without a peer of its own name a section is dropped, and stick tables are lost on reload.
 fn stranger(peers: &Peers, configuration: &Configuration, facts: &Facts<'_>) -> Option<Problem> {
     let set = configuration.local_peer.as_ref().map(|found| found.value.as_str());
@@ -175,6 +194,7 @@ mod tests {
             local_peer: None,
             maxconn: None,
             descriptors: Some(1024),
+            own_descriptors: Some(1024),
             transparent: true,
             may_be_transparent: true,
             open_from: 0,
@@ -240,6 +260,21 @@ mod tests {
         assert_eq!(limit(None), [""; 0]);
         let wins = judged(text, &version(0, 3), |facts| facts.maxconn = Some(u64::MAX));
         assert!(wins[0].starts_with("the argument -n: maxconn"), "{}", wins[0]);
+    }
+
+    #[test]
+    fn listeners_that_do_not_fit_twice_are_named_with_the_flag_that_mends_it() {
+        let text = "frontend f\n bind :1000-1599\n";
+        let problems = asis(text);
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(
+            problems[0].starts_with("the configuration listens at 600 addresses"),
+            "{problems:?}"
+        );
+        assert!(problems[0].contains("--ulimit nofile=2048:2048"), "{problems:?}");
+        let limit = |limit| judged(text, &version(0, 3), |facts| facts.own_descriptors = limit);
+        assert_eq!(limit(Some(2048)), [""; 0]);
+        assert_eq!(limit(None), [""; 0]);
     }
 
     #[test]

@@ -84,6 +84,8 @@ pub struct Configuration {
     pub lowest_port: Option<Found<u16>>,
     pub hard_stop_after: Option<Found<Duration>>,
     pub timeouts: Vec<Found<Timeout>>,
+    /// How many sockets it listens at, as far as that can be read.
+    pub listeners: u64,
     /// `namespace` of a `bind` or `server` line.
     pub namespace: Option<Place>,
     pub named: Named,
@@ -117,6 +119,7 @@ impl Configuration {
         }
         let [keyword, arguments @ ..] = line.words.as_slice() else { return };
         self.logs(line, keyword, arguments);
+        self.listens(line, keyword, arguments);
         match line.section {
             Section::Global => self.global(line, keyword, arguments),
             Section::Peers => self.peer(keyword, arguments),
@@ -135,6 +138,20 @@ impl Configuration {
             _ => None,
         };
         self.logs_to_dev_log |= address.is_some_and(|address| path(address) == Some("/dev/log"));
+    }
+
+    fn listens(&mut self, line: &Line, keyword: &str, arguments: &[String]) {
+        let listens = match line.section {
+            Section::Frontend | Section::Listen | Section::Peers => keyword == "bind",
+            Section::LogForward => matches!(keyword, "bind" | "dgram-bind"),
+            _ => false,
+        };
+        if let Some(addresses) = arguments.first().filter(|_| listens) {
+            let mut shards = arguments.iter().skip_while(|word| *word != "shards").skip(1);
+            let shards = shards.next().and_then(|number| number.parse().ok()).unwrap_or(1);
+            self.listeners =
+                self.listeners.saturating_add(sockets(addresses) * shards.clamp(1, 4096));
+        }
     }
 
     fn global(&mut self, line: &Line, keyword: &str, arguments: &[String]) {
@@ -227,6 +244,17 @@ fn lowest_port(addresses: &str) -> Option<u16> {
     addresses.split(',').filter_map(port).min()
 }
 
+/// Of a list as in `10.0.0.1:80,[::]:443-450`.
+fn sockets(addresses: &str) -> u64 {
+    let of_one = |address: &str| {
+        let (_, ports) = address.rsplit_once(':')?;
+        let (first, last) = ports.split_once('-')?;
+        let (first, last): (u16, u16) = (first.parse().ok()?, last.parse().ok()?);
+        Some(u64::from(last.checked_sub(first)?) + 1)
+    };
+    addresses.split(',').map(|address| of_one(address).unwrap_or(1)).sum()
+}
+
 fn timeout(arguments: &[String], place: Place) -> Option<Found<Timeout>> {
     let [of, value, ..] = arguments else { return None };
     let counts = ["client", "server", "tunnel"].contains(&of.as_str());
@@ -295,6 +323,13 @@ mod tests {
         for none in ["/run/a.sock", "abns@a", "\"$ADDRESS\"", ":${PORT}", "fd@3", ":\n bind"] {
             assert_eq!(lowest(none), None, "{none}");
         }
+    }
+
+    #[test]
+    fn listeners_are_counted_with_their_ranges_lists_and_shards() {
+        let text = "frontend f\n bind :80\n bind :1000-1599,[::]:90 shards 2\n bind abns@a\n\
+                    backend b\n server bind 10.0.0.1:1-9\nlog-forward l\n dgram-bind :514\n";
+        assert_eq!(scan(text).listeners, 1 + 2 * 601 + 1 + 1);
     }
 
     #[test]

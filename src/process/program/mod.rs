@@ -6,7 +6,6 @@
 //! the leader's PID, and cannot be another's as long as nobody has waited for the leader. The reaper
 //! waits for children of its own thread only (`__WNOTHREAD`), so it cannot take one from here.
 
-mod birth;
 mod pipes;
 
 use std::ffi::OsString;
@@ -21,7 +20,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 
 use self::pipes::Pipes;
-use super::limits;
+use super::{birth, limits};
 
 /// A program that gets less could not finish: starting it would only cost the others their time.
 const SHORTEST: Duration = Duration::from_millis(5);
@@ -118,7 +117,7 @@ impl Run {
         let mut command = Command::new(&self.program);
         command.args(&self.arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.stdin(if self.input.is_empty() { Stdio::null() } else { Stdio::piped() });
-        birth::prepare(&mut command);
+        birth::of_program(&mut command);
         let mut child = command.spawn()?;
         let pidfd = match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
             Ok(pidfd) => pidfd,

@@ -1,0 +1,30 @@
+//! Acts: how many descriptors hapilot may have open, and how many its children.
+//!
+//! hapilot holds each listener of HAProxy, and during a reload a second time. So it takes as many as it
+//! may have. Its children get the limit that it was started with: HAProxy raises it by itself as far as
+//! it needs, and hands it on to the programs that it runs.
+
+use std::io;
+use std::sync::OnceLock;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+static AT_FIRST: OnceLock<Rlimit> = OnceLock::new();
+
+/// Raises the soft limit to the hard one.
+pub fn raise() -> io::Result<()> {
+    let limit = AT_FIRST.get_or_init(|| getrlimit(Resource::Nofile));
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    Ok(setrlimit(Resource::Nofile, raised)?)
+}
+
+/// `None`: as ours.
+pub(super) fn of_children() -> Option<Rlimit> {
+    AT_FIRST.get().copied()
+}
+
+/// The hard limit; `None` where there is none.
+#[must_use]
+pub fn most() -> Option<u64> {
+    getrlimit(Resource::Nofile).maximum
+}

@@ -15,20 +15,26 @@ const AGAIN: Duration = Duration::from_millis(200);
 /// Longer than anybody gives a generation to become ready: the caller has the deadline.
 const NO_LIMIT: Duration = Duration::from_hours(24);
 
-/// Comes back only when the generation is ready; what speaks against it is logged, and the one who
-/// waits has a deadline and learns of the process's end by itself.
-pub async fn ready(socket: &Path, pid: i32) {
+/// Comes back only when the generation is ready, with the PID of the process that answered; what
+/// speaks against it is logged, and the one who waits has a deadline and learns of the process's end
+/// by itself.
+pub async fn ready(socket: &Path, pid: i32) -> i32 {
     let mut told = false;
-    while let Err(error) = answers_as(socket, pid).await {
-        // Most likely it is about to end, and says itself why.
-        tokio::time::sleep(AGAIN).await;
-        if !std::mem::replace(&mut told, true) {
-            tracing::warn!(pid, "not ready, asking again: {error:#}");
+    loop {
+        match answers_as(socket, pid).await {
+            Ok(answering) => return answering,
+            Err(error) => {
+                // Most likely it is about to end, and says itself why.
+                tokio::time::sleep(AGAIN).await;
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(pid, "not ready, asking again: {error:#}");
+                }
+            }
         }
     }
 }
 
-async fn answers_as(socket: &Path, pid: i32) -> Result<()> {
+async fn answers_as(socket: &Path, pid: i32) -> Result<i32> {
     let info = ask(socket, "show info", NO_LIMIT).await?;
     let answering: i32 = field(&info, "Pid")
         .and_then(|pid| pid.parse().ok())
@@ -38,5 +44,5 @@ async fn answers_as(socket: &Path, pid: i32) -> Result<()> {
         answering == pid || procfs::parent(answering).ok().flatten() == Some(pid),
         "process {answering} answered for process {pid}"
     );
-    Ok(())
+    Ok(answering)
 }

@@ -45,8 +45,10 @@ pub(super) struct Running {
     /// The sockets of everybody that listened then.
     pub(super) listening_before: BTreeSet<u64>,
     /// `None` before the launch and after the exit.
-    handle: Option<Handle>,
-    pid: Option<i32>,
+    pub(super) handle: Option<Handle>,
+    /// Where `handle` is a master (`master-worker`): the process that serves clients.
+    pub(super) worker: Option<Handle>,
+    pub(super) pid: Option<i32>,
     pub(super) runtime_socket: PathBuf,
     pub(super) words: Words,
     output: Option<JoinHandle<()>>,
@@ -65,6 +67,11 @@ pub(super) struct Running {
 impl Running {
     pub(super) fn pid(&self) -> Option<i32> {
         self.pid
+    }
+
+    /// The process that has the clients' connections.
+    pub(super) fn serving_pid(&self) -> Option<i32> {
+        self.worker.as_ref().map(Handle::pid).or(self.pid)
     }
 
     /// As long as nobody has waited for it.
@@ -115,6 +122,7 @@ impl Supervisor {
             counters: Counters::default(),
             listening_before: BTreeSet::new(),
             handle: None,
+            worker: None,
             pid: None,
             runtime_socket: self.program.runtime_socket(id),
             words,
@@ -199,7 +207,10 @@ impl Supervisor {
         }
         let messages = self.messages.clone();
         running.tasks.push(tokio::task::spawn_local(async move {
-            ready(&runtime_socket, pid).await;
+            let answering = ready(&runtime_socket, pid).await;
+            if answering != pid {
+                let _ = messages.send(Message::Worker(id, Handle::of_child(answering, pid)));
+            }
             let listeners = listeners(&runtime_socket).await;
             if let Err(error) = &listeners {
                 warn!(generation = id.number(), "{error:#}");
@@ -216,7 +227,7 @@ impl Supervisor {
         };
         let after = now.duration_since(running.launched_at);
         running.ready_after = Some(after);
-        let threads = running.pid.and_then(|pid| procfs::threads(pid).ok().flatten());
+        let threads = running.serving_pid().and_then(|pid| procfs::threads(pid).ok().flatten());
         if let Some(threads) = threads {
             Rc::make_mut(&mut self.program).threads = threads;
         }
@@ -291,10 +302,10 @@ impl Supervisor {
             return;
         };
         info!(generation = id.number(), pid = running.pid, "{doing}");
-        if let Some(handle) = &running.handle
-            && let Err(error) = handle.signal(signal)
-        {
-            error!(generation = id.number(), "{error:#}");
+        for handle in running.whom(signal) {
+            if let Err(error) = handle.signal(signal) {
+                error!(generation = id.number(), "{error:#}");
+            }
         }
     }
 
@@ -332,6 +343,15 @@ impl Supervisor {
             debug!(pid, %exit, "reaped an orphan");
             return;
         };
+        if running.outlives_its_master(pid) {
+            warn!(
+                generation = id.number(),
+                pid = running.pid,
+                %exit,
+                "the master process has ended; hapilot supervises its worker from now on"
+            );
+            return;
+        }
         // As HAProxy itself ends with a configuration that it refuses.
         let exit = if running.rejected { Exit::Code(1) } else { exit };
         running.handle = None;

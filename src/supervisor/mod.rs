@@ -19,3 +19,4 @@ pub mod signals;
 mod status;
 mod stopping;
 pub mod takeover;
+mod worker;

@@ -47,6 +47,7 @@ use crate::host::watch::Changed;
 use crate::listeners::fetch::Listener;
 use crate::listeners::keeper::Keeper;
 use crate::logging::Log;
+use crate::process::handle::Handle;
 use crate::process::last_resort;
 use crate::process::rights::keep_what_is_needed;
 use crate::syslog::socket::Syslog;
@@ -73,6 +74,9 @@ pub(super) enum Message {
     Prepared(GenerationId),
     /// Its runtime socket answered; `None` where it did not say what it listens on.
     Ready(GenerationId, Option<Vec<Listener>>),
+    /// Another process than the one that was launched answered for it: its worker.
+    Worker(GenerationId, anyhow::Result<Handle>),
+    WorkerEnded(GenerationId),
     HandedOver(GenerationId, HandedOver),
     /// A guard is up, or none could be raised.
     Raised(GenerationId),
@@ -369,6 +373,8 @@ impl Supervisor {
                     self.event(Event::LookWanted);
                 }
             }
+            Message::Worker(id, worker) => self.worker(id, worker),
+            Message::WorkerEnded(id) => self.worker_ended(id),
             Message::Ready(id, listeners) => self.ready(id, listeners),
             Message::HandedOver(id, handed_over) => {
                 // It died meanwhile and the news is on its way: the old one must not drain for it.

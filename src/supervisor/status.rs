@@ -98,13 +98,15 @@ impl Supervisor {
         self.lifecycle
             .generations()
             .map(|(id, phase, since, deadline)| {
-                let pid = self.generations.get(&id).and_then(Running::pid);
+                let running = self.generations.get(&id);
+                let pid = running.and_then(Running::pid);
+                let serving_pid = running.and_then(Running::serving_pid);
                 GenerationStatus {
                     id: id.number(),
                     pid,
                     state: phase.as_str().to_owned(),
                     since: clock.at(since),
-                    connections: pid.and_then(|pid| connections(pid, &ports, &table)),
+                    connections: serving_pid.and_then(|pid| connections(pid, &ports, &table)),
                     deadline: deadline.map(|at| clock.at(at)),
                 }
             })

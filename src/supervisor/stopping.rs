@@ -69,8 +69,8 @@ impl Supervisor {
             table.into_iter().filter(|session| ports.contains(&session.local_port)).collect();
         let (mut known, mut closed) = (Vec::new(), Vec::new());
         for (id, ..) in self.lifecycle.generations() {
-            let Some(pid) = self.generations.get(&id).and_then(super::generations::Running::pid)
-            else {
+            let running = self.generations.get(&id);
+            let Some(pid) = running.and_then(super::generations::Running::serving_pid) else {
                 continue;
             };
             let Ok(inodes) = socket_inodes(pid) else {

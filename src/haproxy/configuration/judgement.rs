@@ -67,7 +67,13 @@ fn master_worker(configuration: &Configuration) -> Option<Problem> {
     let place = configuration.master_worker.as_ref()?;
     Some(Problem {
         what: format!("{place}: master-worker puts a second supervisor under this one"),
-        mend: "remove that line; hapilot does what the master process would do".into(),
+        mend: match &configuration.program {
+            None => "remove that line; hapilot does what the master process would do".into(),
+            Some(program) => format!(
+                "HAProxy refuses the program section ({program}) without it: run that program in a \
+                 container of its own, then remove both"
+            ),
+        },
     })
 }
 
@@ -215,6 +221,8 @@ mod tests {
 
     #[test]
     fn a_master_under_us_is_one_too_many() {
+        let problems = asis("global\n master-worker\nprogram p\n command true\n");
+        assert!(problems[0].contains("program section (h.cfg:3)"), "{}", problems[0]);
         let problems = asis("global\n master-worker\n");
         assert_eq!(problems.len(), 1);
         assert!(problems[0].starts_with("h.cfg:2: master-worker"), "{}", problems[0]);

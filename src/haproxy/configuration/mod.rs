@@ -68,6 +68,8 @@ pub struct Configuration {
     /// `load-server-state-from-file` with `global` or `local` somewhere.
     pub loads_server_state: bool,
     pub master_worker: Option<Place>,
+    /// The first `program` section: only a master runs those.
+    pub program: Option<Place>,
     pub daemon: Option<Place>,
     pub maxconn: Option<Found<u64>>,
     /// `user` or `uid`, unless it is root.
@@ -115,6 +117,9 @@ impl Configuration {
             self.peers.push(Peers { section, place, names: vec![], disabled: false });
         }
         if line.begins {
+            if line.words.first().is_some_and(|word| word == "program") {
+                self.program.get_or_insert_with(|| line.place.clone());
+            }
             return;
         }
         let [keyword, arguments @ ..] = line.words.as_slice() else { return };
@@ -345,7 +350,9 @@ mod tests {
             "defaults\n maxconn 10\n user x\nprogram p\n user haproxy\nresolvers r\n group x\n\
              userlist u\n user joe password x\n",
         );
-        assert_eq!(found, Configuration::default());
+        let program = found.program.clone();
+        assert_eq!(program.as_ref().map(|place| place.line), Some(4));
+        assert_eq!(found, Configuration { program, ..Configuration::default() });
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod generations;
 mod hints;
 mod lab_itself;
 mod limits;
+mod master_worker;
 mod metrics;
 mod nonsense;
 mod ownership;

@@ -9,6 +9,7 @@ mod cli;
 mod crash;
 mod crash_state;
 mod defaults;
+mod door;
 mod drift;
 mod faults;
 mod generations;

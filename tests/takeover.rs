@@ -9,7 +9,9 @@ use std::os::unix::net::{SocketAddr, UnixStream};
 
 use lab::haproxy_cfg::{BROKEN, BROKEN_WORD, DEFAULTS, backend, frontend, proxy, transparent};
 use lab::network::{BALANCER4, CLIENT4, SERVER4};
-use lab::takeover::{assert_all_answered, assert_ends_with_0, assert_none_lost, receipt};
+use lab::takeover::{
+    assert_all_answered, assert_ends_with_0, assert_none_lost, introduce, receipt,
+};
 use lab::turnstile::Turnstile;
 use lab::versions::{via, web};
 use lab::{
@@ -444,6 +446,7 @@ fn at_the_door_strangers_are_told_why_not() {
             let address = SocketAddr::from_abstract_name(&name).unwrap();
             let mut stream = BufReader::new(UnixStream::connect_addr(&address).unwrap());
             stream.get_ref().set_read_timeout(Some(SHORT)).unwrap();
+            introduce(&mut stream);
             let mut answers = String::new();
             for line in lines {
                 writeln!(stream.get_mut(), "{line}").unwrap();
@@ -458,12 +461,12 @@ fn at_the_door_strangers_are_told_why_not() {
     };
     let (reserve, retire) = (r#"{"say":"reserve"}"#, r#"{"say":"retire"}"#);
     let answer = talk(&[&hello(99), reserve]);
-    assert!(answer.contains("protocol 99 is spoken there and protocol 1 here"), "{answer}");
-    let answer = talk(&[&hello(1), retire]);
+    assert!(answer.contains("protocol 99 is spoken there and protocol 2 here"), "{answer}");
+    let answer = talk(&[&hello(2), retire]);
     assert_eq!(answer.lines().count(), 1, "only the hello: {answer}");
     assert_eq!(talk(&["GET / HTTP/1.1"]), "");
     assert!(talk(&["_runtime\nshow info"]).contains("Name: HAProxy"));
-    let answer = talk(&[&hello(1), reserve]);
+    let answer = talk(&[&hello(2), reserve]);
     assert!(answer.contains(r#"{"answer":"reserved","paused":false}"#), "{answer}");
     assert_eq!(via(&lab), "old");
     old.reload();

@@ -16,7 +16,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::fault::{self, Point};
-use crate::process::private::make_private;
+use crate::process::private;
 use crate::process::visitors::{Heard, Visitors, accepted};
 
 pub const SOCKET: &str = "haproxy.sock";
@@ -56,9 +56,12 @@ impl Door {
             }
             _ => {}
         }
-        let listener = fault::at(Point::RuntimeDoor).and_then(|()| UnixListener::bind(path));
+        let listener = fault::at(Point::RuntimeDoor).and_then(|()| private::listen(path));
+        let listener = listener.and_then(|listener| {
+            listener.set_nonblocking(true)?;
+            UnixListener::from_std(listener)
+        });
         let listener = listener.with_context(|| format!("open {}", path.display()))?;
-        make_private(path).with_context(|| format!("make {} private", path.display()))?;
         let (way, ways) = watch::channel(Way::NotYet);
         let visits = Rc::new(Notify::new());
         tokio::task::spawn_local(accept(listener, ways, Rc::clone(&visits)));

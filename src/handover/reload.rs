@@ -2,7 +2,6 @@
 //! new one. The old one may be stuck: everything is bounded, and what did not work is a warning in
 //! the receipt, never a reason to keep the old configuration.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,6 +13,7 @@ use crate::haproxy::runtime_api::{LIMIT, ask};
 use crate::haproxy::server_state::carry_over;
 use crate::listeners::compare::{Changes, Seen, changes};
 use crate::listeners::fetch::{Listener, listeners};
+use crate::process::file::{Readers, replace};
 
 /// Before the launch everybody waits for this, so it is shorter than the usual limit.
 const SAVE_LIMIT: Duration = Duration::from_millis(500);
@@ -160,9 +160,8 @@ async fn save_server_state(runtime_socket: &Path, file: &Path) -> Result<()> {
 }
 
 pub(super) fn write_server_state(state: &str, file: &Path) -> Result<()> {
-    let fresh = file.with_extension("new");
-    fs::write(&fresh, state).with_context(|| format!("write {}", fresh.display()))?;
-    fs::rename(&fresh, file).with_context(|| format!("rename it to {}", file.display()))
+    let written = replace(file, state.as_bytes(), Readers::All);
+    written.with_context(|| format!("save the state of the servers to {}", file.display()))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::fault::{self, Point};
 use crate::host::mark::Port;
+use crate::process::file::{Readers, replace};
 
 const TEMPLATE: &str = include_str!("../../docker/default.cfg");
 const PAGE: &str = include_str!("../../docker/index.html");
@@ -20,7 +21,8 @@ pub fn write(directory: &Path, ports: &[Port]) -> Result<PathBuf> {
     let ipv6 = Path::new("/proc/net/if_inet6").exists();
     let text = fill_in(ports, ipv6, may_become_haproxy(), &page);
     for (path, text) in [(&page, PAGE), (&configuration, text.as_str())] {
-        let written = fault::at(Point::EmbeddedPage).and_then(|()| fs::write(path, text));
+        let written = fault::at(Point::EmbeddedPage)
+            .and_then(|()| replace(path, text.as_bytes(), Readers::Owner));
         written.with_context(|| format!("write {}", path.display()))?;
     }
     Ok(configuration)

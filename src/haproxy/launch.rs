@@ -22,9 +22,10 @@ use super::generation::GenerationId;
 use crate::fault::{self, Point};
 use crate::process::birth;
 use crate::process::exit::Exit;
+use crate::process::file::{self, Readers};
 use crate::process::handle::Handle;
 use crate::process::limits::explained;
-use crate::process::private::make_private;
+use crate::process::private;
 use crate::process::rights::{Needs, as_haproxy};
 use crate::process::threads::ensure_room;
 
@@ -130,7 +131,7 @@ impl Program {
         let fragment = self.fragment(id);
         let text = fragment_text(id, listener.as_raw_fd(), self.state_file.as_ref());
         fault::at(Point::Fragment)
-            .and_then(|()| fs::write(&fragment, text))
+            .and_then(|()| file::replace(&fragment, text.as_bytes(), Readers::Owner))
             .with_context(|| format!("write {}", fragment.display()))
             .map_err(ours)?;
         let (output, child_side) = pipe_with(PipeFlags::CLOEXEC)
@@ -197,10 +198,8 @@ fn bind(path: &Path) -> Result<UnixListener> {
     {
         return Err(error).with_context(|| format!("remove {}", path.display()));
     }
-    let listener = fault::at(Point::RuntimeSocket).and_then(|()| UnixListener::bind(path));
-    let listener = listener.with_context(|| format!("open runtime socket {}", path.display()))?;
-    make_private(path).with_context(|| format!("make {} private", path.display()))?;
-    Ok(listener)
+    let listener = fault::at(Point::RuntimeSocket).and_then(|()| private::listen(path));
+    listener.with_context(|| format!("open runtime socket {}", path.display()))
 }
 
 fn not_launched(binary: &Path, error: io::Error) -> NotLaunched {

@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
 use crate::fault::{self, Point};
-use crate::process::abstract_name;
+use crate::host::lease;
 use crate::process::patience::within;
 
 /// HAProxy answers from its event loop; one that is stopped or stuck must not stop us.
@@ -42,8 +42,7 @@ async fn connect(socket: &Path) -> Result<UnixStream> {
     let Some(name) = socket.as_os_str().as_bytes().strip_prefix(b"@") else {
         return UnixStream::connect(socket).await.context("connect");
     };
-    let stream = abstract_name::connect(name).and_then(UnixStream::from_std);
-    let mut stream = stream.context("connect")?;
+    let mut stream = lease::enter(name).await?;
     stream.write_all(THROUGH.as_bytes()).await.context("send")?;
     Ok(stream)
 }

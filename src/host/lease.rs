@@ -7,7 +7,8 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::io::ErrorKind;
+use std::fs::File;
+use std::io::{BufRead, BufReader, ErrorKind};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use tokio::net::unix::UCred;
 use tracing::warn;
 
 use super::instance::Instance;
+use super::introduction::introduce;
 use crate::fault::{self, Point};
 use crate::process::abstract_name::{connect, listen};
 use crate::process::procfs;
@@ -26,6 +28,8 @@ const SETUP_LOCK: &str = "hapilot-setup";
 const STRANGERS_LIMIT: Duration = Duration::from_secs(1);
 /// How everything begins that is said at a hapilot's door, also to those who are not let in.
 const ANSWER: [u8; 10] = *b"{\"answer\":";
+/// Of names of hapilots. On one network there are one or two; any process may take such names.
+const MOST: usize = 4096;
 const AGAIN: Duration = Duration::from_millis(5);
 
 /// We live as long as this does.
@@ -100,6 +104,14 @@ pub fn knock(instance: Instance) -> Result<tokio::net::UnixStream> {
     tokio::net::UnixStream::from_std(stream).with_context(|| format!("watch @{name}"))
 }
 
+/// A connection to the door by that name that has been let in. Without a limit.
+pub async fn enter(name: &[u8]) -> Result<tokio::net::UnixStream> {
+    let name = String::from_utf8_lossy(name);
+    let instance = name.strip_prefix("hapilot/").and_then(|instance| instance.parse().ok());
+    let instance = instance.with_context(|| format!("@{name} is no hapilot's"))?;
+    Ok(introduce(knock(instance)?, instance).await?.0)
+}
+
 /// The PID of that instance as we see it, whether it answers or not; `None` where it is in a PID
 /// namespace that we do not see.
 #[must_use]
@@ -145,9 +157,18 @@ impl Occupant {
 /// Every instance that lives in this network namespace.
 pub fn living() -> Result<BTreeSet<Instance>> {
     let path = "/proc/thread-self/net/unix";
-    let text = std::fs::read_to_string(path).with_context(|| format!("read {path}"))?;
-    let names = text.lines().filter_map(|line| line.rsplit_once(" @hapilot/"));
-    Ok(names.filter_map(|(_, instance)| instance.parse().ok()).collect())
+    let table = File::open(path).with_context(|| format!("read {path}"))?;
+    let mut living = BTreeSet::new();
+    // Any process may fill that table: it is never in memory as a whole.
+    for line in BufReader::new(table).split(b'\n') {
+        let line = line.with_context(|| format!("read {path}"))?;
+        let line = String::from_utf8_lossy(&line);
+        let instance = line.rsplit_once(" @hapilot/").and_then(|(_, name)| name.parse().ok());
+        if living.len() < MOST {
+            living.extend::<Option<Instance>>(instance);
+        }
+    }
+    Ok(living)
 }
 
 /// Nobody else sets up, takes down or sweeps while this is held.

@@ -25,6 +25,9 @@ pub const HELD: u32 = ESTABLISHED | FIN_WAIT_1 | FIN_WAIT_2 | CLOSE_WAIT;
 
 const INFO: u16 = 2;
 const V6_ONLY: u16 = 11;
+const UNIX_SHOW_USER: u32 = 64;
+const UNIX_USER: u16 = 7;
+const UNIX_HEADER: usize = 16;
 /// The attributes come behind this.
 const HEADER: usize = 72;
 /// Of the timers of a connection, the one for what was not answered.
@@ -105,6 +108,36 @@ pub fn question(family: AddressFamily, states: u32, extensions: Extensions) -> V
     // Any addresses, ports and interface.
     body.extend([0; 48]);
     frame(BY_FAMILY, REQUEST | DUMP, 0, &body)
+}
+
+/// Every unix socket that listens, with its user (`linux/unix_diag.h`).
+#[must_use]
+pub fn unix_question() -> Vec<u8> {
+    let [family, _] = AddressFamily::UNIX.as_raw().to_le_bytes();
+    let mut body = vec![family, 0, 0, 0];
+    // Any inode and any cookie.
+    for field in [LISTEN, 0, UNIX_SHOW_USER, u32::MAX, u32::MAX] {
+        body.extend(field.to_ne_bytes());
+    }
+    frame(BY_FAMILY, REQUEST | DUMP, 0, &body)
+}
+
+/// Inodes and users of the unix sockets in one datagram. Before Linux 5.3 none has a user. `None`:
+/// more is to come.
+pub fn read_unix(datagram: &[u8], mut each: impl FnMut(u32, u32)) -> Option<io::Result<()>> {
+    for message in messages(datagram) {
+        if let Some(end) = message.answer() {
+            return Some(end);
+        }
+        if message.kind == BY_FAMILY
+            && let Some((header, rest)) = message.body().split_at_checked(UNIX_HEADER)
+            && let Some(inode) = number(&header[4..]).map(u32::from_ne_bytes)
+            && let Some(user) = find(attributes(rest), UNIX_USER).and_then(number)
+        {
+            each(inode, u32::from_ne_bytes(user));
+        }
+    }
+    None
 }
 
 /// Tells of the sockets in one datagram. `None`: more is to come.

@@ -27,6 +27,11 @@ use crate::process::patience::within;
 
 const LIMIT: Duration = Duration::from_secs(2);
 
+/// One for each port, which is more than any HAProxy has descriptors for.
+const MOST: usize = 65_536;
+/// Of namespaces and interfaces. An interface's has 15 bytes at most.
+const MOST_NAMES: usize = 2 * 1024 * 1024;
+
 /// A duplicate of one listening socket.
 #[derive(Debug)]
 pub struct Listener {
@@ -72,7 +77,8 @@ pub async fn from(mut stream: UnixStream) -> Result<Vec<Listener>> {
         other => other.context("read the number of listeners")?,
     };
     let count = usize::try_from(u32::from_ne_bytes(count)).context("count the listeners")?;
-    let mut listeners = Vec::new();
+    ensure!(count <= MOST, "it says that it has {count} listeners, and {MOST} are the most");
+    let (mut listeners, mut named) = (Vec::new(), 0);
     while listeners.len() < count {
         let (bytes, sockets) = message(&stream).await.context("receive listeners")?;
         ensure!(!sockets.is_empty(), "it hung up after {} of {count}", listeners.len());
@@ -80,6 +86,11 @@ pub async fn from(mut stream: UnixStream) -> Result<Vec<Listener>> {
         // come, the next read would say so.
         let _ = stream.write_all(&wire::ACKNOWLEDGEMENT).await;
         let descriptions = wire::descriptions(&bytes, sockets.len()).map_err(anyhow::Error::msg)?;
+        named += descriptions.iter().map(Description::length).sum::<usize>();
+        ensure!(
+            named <= MOST_NAMES,
+            "the names of its interfaces have more than {MOST_NAMES} bytes"
+        );
         for (socket, description) in sockets.into_iter().zip(descriptions) {
             listeners.push(describe(socket, description)?);
         }

@@ -1,5 +1,6 @@
 //! Acts: the kernel's own table of TCP sockets (`sock_diag(7)`), of our network namespace.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use anyhow::{Context, Result};
@@ -11,7 +12,8 @@ use rustix::net::{
 
 use super::compare::Seen;
 use super::diagnosis::{
-    ESTABLISHED, Extensions, HELD, LISTEN, SYN_RECEIVED, Socket, question, read,
+    ESTABLISHED, Extensions, HELD, LISTEN, SYN_RECEIVED, Socket, question, read, read_unix,
+    unix_question,
 };
 
 pub use super::diagnosis::{Connection, HalfOpen, Listening, Session};
@@ -54,6 +56,15 @@ pub fn seen() -> Result<Vec<Seen>> {
     Ok(found.into_iter().map(seen).collect())
 }
 
+/// The users that opened the unix sockets that listen, by inode; none where the kernel does not say.
+pub fn unix_users() -> Result<BTreeMap<u64, u32>> {
+    let mut users = BTreeMap::new();
+    let note = |inode: u32, user| users.extend([(u64::from(inode), user)]);
+    ask_for(&unix_question(), note, |datagram, note| read_unix(datagram, note))
+        .context("ask the kernel for its unix sockets")?;
+    Ok(users)
+}
+
 /// Every handshake that is under way.
 pub fn half_open() -> Result<Vec<HalfOpen>> {
     dump(SYN_RECEIVED, Extensions::None, |socket| socket.into())
@@ -69,7 +80,15 @@ fn dump<T>(states: u32, extensions: Extensions, each: impl Fn(&Socket<'_>) -> T)
     Ok(found)
 }
 
-fn ask(question: &[u8], mut each: impl FnMut(&Socket<'_>)) -> Result<()> {
+fn ask(question: &[u8], each: impl FnMut(&Socket<'_>)) -> Result<()> {
+    ask_for(question, each, |datagram, each| read(datagram, each))
+}
+
+fn ask_for<E>(
+    question: &[u8],
+    mut each: E,
+    read: impl Fn(&[u8], &mut E) -> Option<std::io::Result<()>>,
+) -> Result<()> {
     let protocol = Some(netlink::SOCK_DIAG);
     let socket =
         socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
@@ -93,6 +112,16 @@ mod tests {
     use super::super::fetch::describe;
     use super::super::wire::Description;
     use super::*;
+
+    #[test]
+    fn a_unix_listener_has_its_user() {
+        use std::os::unix::fs::MetadataExt;
+        let directory = tempfile::tempdir().unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(directory.path().join("x")).unwrap();
+        let inode = rustix::fs::fstat(&listener).unwrap().st_ino;
+        let own = std::fs::metadata(directory.path()).unwrap().uid();
+        assert_eq!(unix_users().unwrap().get(&inode), Some(&own));
+    }
 
     #[test]
     fn a_connection_of_ours_is_in_the_table() {

@@ -23,6 +23,14 @@ pub struct Description {
     pub interface: Option<String>,
 }
 
+impl Description {
+    /// Of both names together.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        [&self.namespace, &self.interface].into_iter().flatten().map(String::len).sum()
+    }
+}
+
 /// Reads as many whole descriptions as the bytes hold and must hold exactly `count`.
 pub fn descriptions(mut bytes: &[u8], count: usize) -> Result<Vec<Description>, String> {
     let mut found = Vec::new();

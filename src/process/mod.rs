@@ -8,6 +8,7 @@ pub mod aside;
 pub mod birth;
 pub mod descriptors;
 pub mod exit;
+pub mod file;
 pub mod handle;
 pub mod last_resort;
 pub mod limits;

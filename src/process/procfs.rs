@@ -1,8 +1,11 @@
 //! What `/proc` says of a process. The parsing is pure; the reading is one line each.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
+
+/// Of the arguments of a process.
+const LONGEST: u64 = 128 * 1024;
 
 /// The parent's PID from the text of `/proc/PID/stat` (proc(5)). The second field is the name in
 /// parentheses and may itself hold blanks and parentheses, so the last one counts.
@@ -97,12 +100,19 @@ pub fn name(pid: i32) -> io::Result<String> {
 pub fn with_argument<T>(found: impl Fn(&[u8]) -> Option<T>) -> Vec<(i32, T)> {
     let ours = fs::read_link("/proc/self/ns/mnt").ok();
     let first = |pid: i32| {
-        let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let arguments = arguments(pid).unwrap_or_default();
         let found = arguments.split(|byte| *byte == 0).find_map(&found)?;
         let sees_the_same = fs::read_link(format!("/proc/{pid}/ns/mnt")).ok() == ours;
         sees_the_same.then_some((pid, found))
     };
     all().into_iter().filter_map(first).collect()
+}
+
+/// As many as are of interest: another process may have millions.
+fn arguments(pid: i32) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(format!("/proc/{pid}/cmdline"))?.take(LONGEST).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The inode in the target of a descriptor's link, as in `socket:[4711]`.

@@ -7,7 +7,6 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
-use std::os::unix::net::UnixListener as StdListener;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -17,7 +16,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::limits::Refused;
-use super::private::make_private;
+use super::private;
 
 /// The kernel's queue is served in order: it shall not be long when strangers fill it.
 const MOST_WAITING: i32 = 8;
@@ -25,8 +24,7 @@ const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 /// Listens with a short queue: whoever finds it full waits in `connect`, and gets in by turns.
 pub fn open(path: &Path) -> io::Result<UnixListener> {
-    let listener = StdListener::bind(path)?;
-    make_private(path)?;
+    let listener = private::listen(path)?;
     rustix::net::listen(&listener, MOST_WAITING)?;
     listener.set_nonblocking(true)?;
     UnixListener::from_std(listener)
@@ -103,6 +101,13 @@ impl Visitors {
         self.silent.push_back((task, heard));
         // What it says may be there already: it is heard before the next one comes.
         tokio::task::yield_now().await;
+    }
+}
+
+impl Visitors {
+    /// Waits until the last one has been served.
+    pub async fn leave(&mut self) {
+        while self.tasks.join_next().await.is_some() {}
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! `names` lists the variables, `value` parses one text, `variables` puts them together, `mistake`
 //! is what an operator reads. All of it is pure: the variables come in as values, so tests never
-//! touch the process's own, and the one look at the file system is handed in as a function.
+//! touch the process's own, and the looks at the file system are handed in as functions.
 
 mod mistake;
 mod names;
@@ -17,6 +17,7 @@ pub use mistake::{Mistake, Mistakes, Warning};
 
 use crate::host::backend::Firewall;
 use crate::host::mark::{FwMark, Intercept, Port, TableId};
+use crate::host::secret::Secret;
 
 /// `HAPROXY_TRANSPARENT`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +61,13 @@ pub enum Watch {
     Off,
 }
 
+/// `HAPROXY_TAKEOVER`: whether a successor may take over from this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Takeover {
+    On,
+    Off,
+}
+
 /// `HAPROXY_PIDS`: whom to take over from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Predecessors {
@@ -73,6 +81,9 @@ pub enum Predecessors {
 pub struct Settings {
     pub ports: Vec<Port>,
     pub pids: Predecessors,
+    pub takeover: Takeover,
+    /// `HAPROXY_TAKEOVER_SECRET_FILE`, read.
+    pub secret: Option<Secret>,
     /// `HAPROXY_CONFIG`, as given; `None` means the usual places.
     pub config: Option<PathBuf>,
     pub transparent: Transparent,

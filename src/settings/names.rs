@@ -56,9 +56,18 @@ pub(super) const WATCH: Variable = variable("HAPROXY_WATCH", "on or off", "on");
 pub(super) const SYSLOG: Variable =
     variable("HAPROXY_SYSLOG", "a loopback address and a port", "127.0.0.1:514");
 
-pub(super) const OURS: [&Variable; 18] = [
+pub(super) const TAKEOVER: Variable = variable("HAPROXY_TAKEOVER", "on or off", "off");
+pub(super) const TAKEOVER_SECRET_FILE: Variable = variable(
+    "HAPROXY_TAKEOVER_SECRET_FILE",
+    "a file with at least 16 bytes that only its owner may read",
+    "/run/secrets/takeover",
+);
+
+pub(super) const OURS: [&Variable; 20] = [
     &PORTS,
     &PIDS,
+    &TAKEOVER,
+    &TAKEOVER_SECRET_FILE,
     &CONFIG,
     &TRANSPARENT,
     &INTERCEPT,

@@ -12,11 +12,12 @@ use tracing::level_filters::LevelFilter;
 use super::names::{self, Variable};
 use super::value;
 use super::{
-    LogFormat, Mistake, Mistakes, OnCrash, Predecessors, ReloadGuard, Settings, Transparent,
-    Warning, Watch,
+    LogFormat, Mistake, Mistakes, OnCrash, Predecessors, ReloadGuard, Settings, Takeover,
+    Transparent, Warning, Watch,
 };
 use crate::host::backend::Firewall;
 use crate::host::mark::Port;
+use crate::host::secret::Secret;
 
 const DEADLINE: Duration = Duration::from_secs(295);
 const GENERATIONS: usize = 8;
@@ -28,6 +29,8 @@ const DEFAULT_PORTS: [u16; 2] = [80, 443];
 struct Texts {
     ports: Option<String>,
     pids: Option<String>,
+    takeover: Option<String>,
+    takeover_secret_file: Option<String>,
     config: Option<String>,
     transparent: Option<String>,
     intercept: Option<String>,
@@ -48,17 +51,18 @@ struct Texts {
 
 impl Settings {
     /// Reads the settings out of an environment. `usable` says whether a path will do as HAProxy's
-    /// configuration, or why not.
+    /// configuration, or why not; `secret` reads the operator's secret.
     pub fn from_variables(
         variables: impl IntoIterator<Item = (OsString, OsString)>,
         usable: impl FnOnce(&Path) -> Result<(), String>,
+        secret: impl FnOnce(&Path) -> Result<Secret, String>,
     ) -> Result<(Self, Vec<Warning>), Mistakes> {
         let mut reader = Reader::default();
         let set = reader.collect(variables);
         let texts: Texts = envy::prefixed(names::PREFIX)
             .from_iter(set)
             .expect("each field is an optional text and each name is there once");
-        let settings = reader.settings(&texts, usable);
+        let settings = reader.settings(&texts, usable, secret);
         if settings.transparent == Transparent::Off && !settings.intercept.is_empty() {
             let reason = format!("{}=off rules it out", names::TRANSPARENT.name);
             let text = texts.intercept.unwrap_or_default();
@@ -114,6 +118,7 @@ impl Reader {
         &mut self,
         texts: &Texts,
         usable: impl FnOnce(&Path) -> Result<(), String>,
+        secret: impl FnOnce(&Path) -> Result<Secret, String>,
     ) -> Settings {
         Settings {
             ports: self
@@ -122,6 +127,16 @@ impl Reader {
             pids: self
                 .read(&names::PIDS, texts.pids.as_ref(), value::pids)
                 .unwrap_or(Predecessors::None),
+            takeover: self
+                .read(&names::TAKEOVER, texts.takeover.as_ref(), |text| {
+                    value::choice(text, &[("on", Takeover::On), ("off", Takeover::Off)])
+                })
+                .unwrap_or(Takeover::On),
+            secret: self.read(
+                &names::TAKEOVER_SECRET_FILE,
+                texts.takeover_secret_file.as_ref(),
+                |text| secret(Path::new(text)),
+            ),
             config: self.read(&names::CONFIG, texts.config.as_ref(), |text| {
                 usable(Path::new(text)).map(|()| PathBuf::from(text))
             }),
@@ -233,7 +248,15 @@ mod tests {
                 Some("/there.cfg") => Ok(()),
                 _ => Err("no such file or directory".into()),
             },
+            |path| match path.to_str() {
+                Some("/there.secret" | "/run/secrets/takeover") => Ok(secret()),
+                _ => Err("other users may read it".into()),
+            },
         )
+    }
+
+    fn secret() -> Secret {
+        Secret::new(b"0123456789abcdef").unwrap()
     }
 
     fn warnings(variables: &[(&str, &str)]) -> Vec<String> {
@@ -249,6 +272,8 @@ mod tests {
             Settings {
                 ports: settings.ports.clone(),
                 pids: Predecessors::None,
+                takeover: Takeover::On,
+                secret: None,
                 config: None,
                 transparent: Transparent::Auto,
                 intercept: vec![],
@@ -274,6 +299,8 @@ mod tests {
     fn every_variable_reaches_its_setting() {
         let (settings, warnings) = read(&[
             ("HAPROXY_PORTS", "8080"),
+            ("HAPROXY_TAKEOVER", "off"),
+            ("HAPROXY_TAKEOVER_SECRET_FILE", "/there.secret"),
             ("HAPROXY_CONFIG", "/there.cfg"),
             ("HAPROXY_TRANSPARENT", "on"),
             ("HAPROXY_INTERCEPT", "80:8080"),
@@ -298,6 +325,8 @@ mod tests {
             Settings {
                 ports: vec![port(8080)],
                 pids: Predecessors::None,
+                takeover: Takeover::Off,
+                secret: Some(secret()),
                 config: Some("/there.cfg".into()),
                 transparent: Transparent::On,
                 intercept: vec![crate::host::mark::Intercept { from: port(80), to: port(8080) }],
@@ -366,6 +395,8 @@ mod tests {
         for (name, value, reason) in [
             ("HAPROXY_PORTS", "80,,443", "empty entry"),
             ("HAPROXY_PIDS", "12 x", "\"x\" is not a PID"),
+            ("HAPROXY_TAKEOVER", "maybe", "on or off"),
+            ("HAPROXY_TAKEOVER_SECRET_FILE", "/open", "other users may read it"),
             ("HAPROXY_CONFIG", "/missing", "no such file"),
             ("HAPROXY_TRANSPARENT", "maybe", "auto, on or off"),
             ("HAPROXY_INTERCEPT", "80:80", "to itself"),
@@ -412,7 +443,9 @@ mod tests {
     fn a_value_that_is_not_utf_8_is_a_mistake_and_a_foreign_one_is_not() {
         let garbage = || OsString::from_vec(vec![0xff, 0xfe]);
         let read = |name: OsString| {
-            Settings::from_variables([(name, garbage())], |_| unreachable!("no path was given"))
+            let (config, secret) =
+                (|_: &Path| unreachable!("no path"), |_: &Path| unreachable!("no path"));
+            Settings::from_variables([(name, garbage())], config, secret)
         };
         let text = read("HAPROXY_PORTS".into()).unwrap_err().to_string();
         assert!(text.contains("HAPROXY_PORTS=") && text.contains("not UTF-8"), "{text}");

@@ -8,7 +8,6 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -51,8 +50,10 @@ use crate::host::backend::Backend;
 use crate::host::barrier::Site;
 use crate::host::debts::Debts;
 use crate::host::instance::Instance;
+use crate::host::introduction::Admission;
 use crate::host::orders::Orders;
 use crate::host::preflight::{self, Findings, RUN_DIRECTORY};
+use crate::host::secret::Secret;
 use crate::host::sweep::{Swept, sweep};
 use crate::host::{Host, Wanted};
 use crate::listeners::keeper::{self, Keeper};
@@ -60,8 +61,10 @@ use crate::logging::Log;
 use crate::problem::Problem;
 use crate::process::rights::{Needs, keep_what_is_needed, lives_from_its_file};
 use crate::process::together::both;
-use crate::process::{descriptors, procfs};
-use crate::settings::{self, OnCrash, Predecessors, ReloadGuard, Settings, Transparent, Warning};
+use crate::process::{descriptors, file, procfs};
+use crate::settings::{
+    self, OnCrash, Predecessors, ReloadGuard, Settings, Takeover, Transparent, Warning,
+};
 use crate::syslog::socket::{Syslog, Territory};
 use crate::syslog::udp;
 use crate::watch::Watch;
@@ -116,7 +119,9 @@ pub struct Survey {
 
 impl Asked {
     pub fn read(arguments: &[OsString]) -> Result<Self, Refused> {
-        let settings = Settings::from_variables(std::env::vars_os(), configuration_files::usable);
+        let variables = std::env::vars_os();
+        let settings =
+            Settings::from_variables(variables, configuration_files::usable, Secret::read);
         let arguments = HaproxyArguments::parse(arguments);
         match (settings, arguments) {
             (Ok((settings, warnings)), Ok(arguments)) => {
@@ -405,7 +410,10 @@ fn descriptor_limit() -> Option<u64> {
 }
 
 /// Supervises until the end; the answer is the exit status.
-pub async fn supervise(survey: Survey, signals: Signals, log: Log) -> u8 {
+pub async fn supervise(mut survey: Survey, signals: Signals, log: Log) -> u8 {
+    if let Some(secret) = survey.asked.settings.secret.take() {
+        secret.keep();
+    }
     match boot(survey, signals, log).await {
         Ok(status) => status,
         Err(error) => {
@@ -454,23 +462,20 @@ async fn boot(mut survey: Survey, signals: Signals, log: Log) -> Result<u8> {
     let lacks = survey.lacks_transparency();
     let successor = Asker { instance: lease.instance(), caller, age: age(&hello), lacks };
     let facts = Rc::new(RefCell::new(hello));
+    let (admission, doubt) = admission(survey.asked.settings.takeover);
+    survey.warnings.extend(doubt);
     let runtime_socket = Path::new(RUN_DIRECTORY).join(door::SOCKET);
     let (told, offer) = (Rc::clone(&facts), keeper.offer());
-    let successors = SuccessorsDoor::open(&lease, told, offer, sender, runtime_socket)?;
+    let successors = SuccessorsDoor::open(&lease, told, offer, sender, runtime_socket, admission)?;
     announce(&survey, &program, &lease.instance().to_string(), container.as_ref());
     for orphan in &orphans {
         warn!("{}", orphan.problem(&survey.asked.settings.pids));
     }
+    let intercept = &survey.asked.settings.intercept;
     let identity = Identity {
         instance: lease.instance().to_string(),
         haproxy_version: survey.installed.build.version.to_string(),
-        intercepted_ports: survey
-            .asked
-            .settings
-            .intercept
-            .iter()
-            .map(|intercept| intercept.from.number())
-            .collect(),
+        intercepted_ports: intercept.iter().map(|intercept| intercept.from.number()).collect(),
     };
     let version = env!("CARGO_PKG_VERSION");
     let metrics = Metrics::new(version, &identity.haproxy_version, &identity.instance)?;
@@ -515,6 +520,26 @@ async fn boot(mut survey: Survey, signals: Signals, log: Log) -> Result<u8> {
     drop(lease);
     info!(status, "ended");
     Ok(status)
+}
+
+/// Whom the door for a successor lets in, and what an operator should know of that.
+fn admission(takeover: Takeover) -> (Admission, Option<Problem>) {
+    if takeover == Takeover::Off {
+        return (Admission::Closed, None);
+    }
+    let (admission, doubt) = Admission::here();
+    let user = rustix::process::geteuid().as_raw();
+    let problem = |error: anyhow::Error| {
+        Problem::new(
+            format!(
+                "every process of user {user} on this network may take over from this one, since \
+                 CAP_NET_ADMIN cannot tell them apart here ({error:#})"
+            ),
+            "give this one and its successor the same HAPROXY_TAKEOVER_SECRET_FILE, or set \
+             HAPROXY_TAKEOVER=off",
+        )
+    };
+    (admission, doubt.map(problem))
 }
 
 fn open_watch(survey: &Survey) -> Result<Option<Watch>> {
@@ -647,16 +672,11 @@ pub(super) fn tell_of_sweep(swept: &Swept) {
     }
 }
 
-/// Ours alone, and without what a killed hapilot left in it.
+/// Ours alone: no other user may put a file or a link there.
 fn make_run_directory(path: &Path) -> Result<()> {
-    match fault::at(Point::RunDirectory).and_then(|()| fs::create_dir(path)) {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-            return Err(error).with_context(|| format!("make {}", path.display()));
-        }
-        _ => {}
-    }
-    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
-        .with_context(|| format!("make {} private", path.display()))
+    fault::at(Point::RunDirectory)
+        .and_then(|()| file::private_directory(path))
+        .with_context(|| format!("make {} a directory of our own", path.display()))
 }
 
 /// Not before the control socket is ours: until then they may be another hapilot's. Those of an

@@ -8,7 +8,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::net::{Shutdown, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixDatagram as StdDatagram;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -21,6 +21,7 @@ use tokio::task::JoinHandle;
 use super::message::Message;
 use super::udp::Udp;
 use crate::fault::{self, Point};
+use crate::process::private::receive_from_all;
 
 /// HAProxy's longest line (`len`) is 65535; a longer datagram is not its own, and is cut.
 pub(super) const LONGEST: usize = 64 * 1024;
@@ -98,13 +99,16 @@ impl Open {
         if let Some(directory) = directory {
             fs::create_dir(directory).with_context(|| format!("make {}", directory.display()))?;
         }
-        let socket = fault::at(Point::Syslog).and_then(|()| UnixDatagram::bind(path));
+        // HAProxy may have changed its user by the time that it writes.
+        let socket = fault::at(Point::Syslog).and_then(|()| receive_from_all(path));
+        let socket = socket.and_then(|socket| {
+            socket.set_nonblocking(true)?;
+            UnixDatagram::from_std(socket)
+        });
         let socket = socket.with_context(|| format!("open {}", path.display()))?;
-        // HAProxy may have changed its user by then.
-        fs::set_permissions(path, fs::Permissions::from_mode(0o666))
-            .with_context(|| format!("let everybody write to {}", path.display()))?;
-        let inode =
-            fs::metadata(path).with_context(|| format!("look at {}", path.display()))?.ino();
+        let inode = fs::symlink_metadata(path)
+            .with_context(|| format!("look at {}", path.display()))?
+            .ino();
         let socket = Rc::new(socket);
         let task = tokio::task::spawn_local(read(Rc::clone(&socket)));
         Ok(Self { path: path.to_owned(), made: directory.map(Path::to_owned), inode, socket, task })

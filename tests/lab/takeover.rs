@@ -1,7 +1,10 @@
 //! What every take-over is to come to.
 
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use serde_json::Value;
 
 use super::{HalfOpen, Instance, LONG, Load, Outcome};
@@ -30,4 +33,19 @@ pub fn assert_none_lost(load: Load) -> Duration {
 pub fn assert_all_answered(half_open: HalfOpen) {
     let outcomes = half_open.finish();
     assert!(outcomes.iter().all(Outcome::is_answered), "{outcomes:?}");
+}
+
+/// Shows a hapilot at whose door we are that we have `CAP_NET_ADMIN`.
+pub fn introduce(door: &mut BufReader<UnixStream>) {
+    let knock = r#"{"say":"knock","protocol":2,"nonce":"00","number":null}"#;
+    writeln!(door.get_mut(), "{knock}").unwrap();
+    let mut line = String::new();
+    door.read_line(&mut line).unwrap();
+    let asked: Value = serde_json::from_str(&line).unwrap();
+    let number = usize::try_from(asked["number"].as_u64().unwrap()).unwrap();
+    set_socket_recv_buffer_size_force(door.get_ref(), number).unwrap();
+    writeln!(door.get_mut(), r#"{{"say":"proof","proof":null}}"#).unwrap();
+    line.clear();
+    door.read_line(&mut line).unwrap();
+    assert_eq!(line.trim_end(), r#"{"answer":"welcome"}"#);
 }

@@ -142,7 +142,7 @@ proptest! {
         let variables = values.into_iter().chain(texts).map(|(at, value)| {
             (OsString::from(format!("HAPROXY_{}", NAMES[at])), OsString::from_vec(value))
         });
-        match Settings::from_variables(variables, |_| Ok(())) {
+        match Settings::from_variables(variables, |_| Ok(()), |_| Err(String::new())) {
             Ok((settings, _)) => prop_assert!(settings.max_generations >= 2),
             Err(mistakes) => prop_assert!(mistakes.to_string().contains("HAPROXY_")),
         }

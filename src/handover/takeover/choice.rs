@@ -141,7 +141,7 @@ mod tests {
         let choice = choose(&Predecessors::Auto, &own(), &[strange, leaving]);
         assert!(choice.chosen.is_empty());
         let notes: Vec<_> = choice.notes.iter().map(ToString::to_string).collect();
-        assert!(notes[0].contains("strange") && notes[0].contains("protocol 2"), "{notes:?}");
+        assert!(notes[0].contains("strange") && notes[0].contains("protocol 3"), "{notes:?}");
         assert!(notes[1].contains("leaving is relieved already"), "{notes:?}");
     }
 }

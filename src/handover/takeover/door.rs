@@ -1,7 +1,7 @@
 //! Acts: the door for a successor, on the lease's abstract socket.
 //!
-//! Every container on the same network namespace can knock; only peers with our own user are let
-//! in. Who is there, the listeners, and what HAProxy knows is answered here; what changes our life is the
+//! Every container on the same network namespace can knock. Only peers with our own user are heard,
+//! and only those that have shown what the door asks for (`host/introduction`) are let in. Who is there, the listeners, and what HAProxy knows is answered here; what changes our life is the
 //! supervisor's to decide and comes to it as a `Knock`. A visitor that hangs up before it said `retire` is gone.
 
 use std::cell::RefCell;
@@ -13,18 +13,24 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 use super::protocol::{Answer, Caller, Hello, LONGEST_LINE, Request, stranger};
 use crate::fault::{self, Point};
 use crate::haproxy::runtime_api::THROUGH;
+use crate::host::instance::Instance;
+use crate::host::introduction::{self, Admission, CLOSED};
 use crate::host::lease::Lease;
 use crate::listeners::keeper::Offer;
 use crate::listeners::wire;
-use crate::process::visitors::{accepted, refusal};
+use crate::process::visitors::{Heard, Visitors, accepted, refusal};
 
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Each has a descriptor.
+const MOST_AT_ONCE: usize = 100;
+/// A successor may have others to wait for before it wants something of us.
+const LONGEST_WAIT: Duration = Duration::from_mins(30);
 /// For the last word to those whom we have told that we drain.
 const FAREWELL: Duration = Duration::from_millis(200);
 
@@ -62,12 +68,15 @@ struct Room {
     knocks: mpsc::UnboundedSender<Knock>,
     /// That leads to whoever serves.
     runtime_socket: PathBuf,
+    instance: Instance,
+    admission: Admission,
 }
 
 #[derive(Debug)]
 pub struct Door {
-    visits: Rc<RefCell<JoinSet<()>>>,
-    accepting: JoinHandle<()>,
+    /// Nobody else is let in from then on.
+    closing: Rc<Notify>,
+    serving: JoinHandle<()>,
 }
 
 impl Door {
@@ -77,57 +86,75 @@ impl Door {
         offer: Offer,
         knocks: mpsc::UnboundedSender<Knock>,
         runtime_socket: PathBuf,
+        admission: Admission,
     ) -> Result<Self> {
         fault::at(Point::SuccessorsDoor).context("open the successor's door")?;
         let listener = lease.listener().try_clone().context("share the lease's socket")?;
         let listener = UnixListener::from_std(listener).context("watch the lease's socket")?;
-        let visits = Rc::new(RefCell::new(JoinSet::new()));
-        let room = Room { facts, offer, knocks, runtime_socket };
-        let accepting = tokio::task::spawn_local(accept(listener, room, Rc::clone(&visits)));
-        Ok(Self { visits, accepting })
+        let instance = lease.instance();
+        let room = Room { facts, offer, knocks, runtime_socket, instance, admission };
+        let closing = Rc::new(Notify::new());
+        let serving = tokio::task::spawn_local(serve(listener, room, Rc::clone(&closing)));
+        Ok(Self { closing, serving })
     }
 
     /// Lets those read their last line who wait for our end.
     pub async fn farewell(self) {
-        self.accepting.abort();
-        let mut visits = self.visits.take();
+        self.closing.notify_one();
         let over = async {
             // Whatever goes wrong, it is not worth more of our time.
             let _ = fault::within(Point::Farewell).await;
-            while visits.join_next().await.is_some() {}
+            let _ = self.serving.await;
         };
         let _ = tokio::time::timeout(FAREWELL, over).await;
     }
 }
 
-async fn accept(listener: UnixListener, room: Room, visits: Rc<RefCell<JoinSet<()>>>) {
+async fn serve(listener: UnixListener, room: Room, closing: Rc<Notify>) {
+    let mut visitors = Visitors::new(MOST_AT_ONCE);
+    tokio::select! {
+        () = closing.notified() => {}
+        () = accept(&listener, &room, &mut visitors) => {}
+    }
+    visitors.leave().await;
+}
+
+async fn accept(listener: &UnixListener, room: &Room, visitors: &mut Visitors) {
     for number in 0.. {
         let stream = accepted("of a successor", || listener.accept()).await;
         let (room, visit) = (room.clone(), Visit(number));
-        let mut visits = visits.borrow_mut();
-        while visits.try_join_next().is_some() {}
-        visits.spawn_local(async move {
-            if let Err(error) = room.receive(stream, visit).await {
+        let visit = async move |heard: Heard| {
+            if let Err(error) = room.receive(stream, visit, &heard).await {
                 tracing::debug!(error = format!("{error:#}"), "at the successor's door");
             }
-        });
+        };
+        visitors.admit(visit).await;
     }
 }
 
 type Stream = BufReader<UnixStream>;
 
 impl Room {
-    async fn receive(&self, stream: UnixStream, visit: Visit) -> Result<()> {
+    async fn receive(&self, stream: UnixStream, visit: Visit, heard: &Heard) -> Result<()> {
         fault::within(Point::Visit).await?;
         let refusal = refusal(&stream)?;
         let mut stream = BufReader::new(stream);
-        if let Some(reason) = refusal {
+        if let Some(reason) = refusal.or_else(|| self.closed()) {
             return say(&mut stream, &Answer::Refused { reason, by: None }).await;
         }
+        let introduced = self.introduced(&mut stream);
+        let introduced = tokio::time::timeout(PATIENCE, introduced).await;
+        match introduced.context("wait for an introduction")?? {
+            Introduced::Welcome => {}
+            Introduced::No(reason) => {
+                return say(&mut stream, &Answer::Refused { reason, by: None }).await;
+            }
+            Introduced::Left => return Ok(()),
+        }
+        heard.note();
         let first = tokio::time::timeout(PATIENCE, line(&mut stream))
             .await
             .context("wait for a word")??;
-        // Somebody only looked whether we live (`lease::lives`).
         let Some(first) = first else { return Ok(()) };
         if first.as_bytes() == wire::REQUEST {
             return self.offer.give(&mut stream.into_inner()).await;
@@ -138,13 +165,25 @@ impl Room {
         let Request::Hello(caller) = understood(&first)? else { bail!("no hello came first") };
         let hello = self.facts.borrow().clone();
         say(&mut stream, &Answer::Hello(hello)).await?;
-        match line(&mut stream).await? {
+        let next = tokio::time::timeout(LONGEST_WAIT, line(&mut stream)).await;
+        match next.context("wait for what it wants")?? {
             Some(next) => match understood(&next)? {
                 Request::Reserve => self.reserve(stream, visit, caller).await,
                 other => bail!("{other:?} came too early"),
             },
             None => Ok(()),
         }
+    }
+
+    fn closed(&self) -> Option<String> {
+        (self.admission == Admission::Closed).then(|| CLOSED.to_owned())
+    }
+
+    async fn introduced(&self, stream: &mut Stream) -> Result<Introduced> {
+        // It may only look whether we live (`lease::lives`).
+        let Some(first) = line(stream).await? else { return Ok(Introduced::Left) };
+        let received = introduction::receive(stream, &first, self.instance, self.admission).await;
+        Ok(received.map_or_else(Introduced::No, |_| Introduced::Welcome))
     }
 
     async fn reserve(&self, mut stream: Stream, visit: Visit, by: Caller) -> Result<()> {
@@ -213,6 +252,13 @@ impl Room {
     }
 }
 
+/// What came of the first words of a visitor.
+enum Introduced {
+    Welcome,
+    No(String),
+    Left,
+}
+
 enum Next {
     Retire,
     Left,
@@ -227,7 +273,12 @@ pub(super) async fn line(stream: &mut Stream) -> io::Result<Option<String>> {
 }
 
 fn understood(line: &str) -> Result<Request> {
-    serde_json::from_str(line).with_context(|| format!("understand {:?}", line.trim_end()))
+    serde_json::from_str(line).with_context(|| format!("understand {:?}", excerpt(line)))
+}
+
+/// The beginning of what a stranger may have said, for a message.
+pub(super) fn excerpt(line: &str) -> String {
+    line.trim_end().chars().take(200).collect()
 }
 
 async fn say(stream: &mut Stream, answer: &Answer) -> Result<()> {

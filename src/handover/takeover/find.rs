@@ -158,10 +158,10 @@ async fn meet_all(asker: &Asker) -> (Vec<(Option<Box<Hapilot>>, Seen)>, usize) {
         warn!("other hapilots cannot be found: {error:#}");
         BTreeSet::default()
     });
-    let others = living.into_iter().filter(|instance| *instance != asker.instance);
-    let meet = |instance| Hapilot::meet(instance, &asker.caller);
+    let others: Vec<_> =
+        living.into_iter().filter(|instance| *instance != asker.instance).collect();
     let (mut all, mut deaf) = (Vec::new(), 0);
-    for hapilot in futures_util::future::join_all(others.map(meet)).await {
+    for hapilot in Hapilot::meet_each(&others, &asker.caller).await {
         match hapilot {
             Ok(hapilot) => {
                 let pids = hapilot.pid.map(family).unwrap_or_default();

@@ -1,24 +1,31 @@
 //! Acts: another hapilot, at whose door we knock.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
-use super::door::line;
+use super::door::{excerpt, line};
 use super::protocol::{Answer, Caller, HAS_HAPROXY, Hello, Request};
 use crate::fault::{self, Point};
 use crate::host::instance::Instance;
+use crate::host::introduction::{Shown, introduce};
 use crate::host::lease;
 use crate::listeners::fetch::{self, Listener};
 use crate::process::patience::within;
 
+/// Of those that answer.
+const MOST: usize = 64;
+const AT_ONCE: usize = 32;
+/// For all of them: those that do not answer may be many.
+const MEET_LIMIT: Duration = Duration::from_secs(20);
 /// One that starts sets its host up without a pause to answer us.
 const HELLO_LIMIT: Duration = Duration::from_secs(5);
 /// It may be starting or reloading, and its HAProxy may take as long as ours may.
 const RESERVE_LIMIT: Duration = Duration::from_mins(6);
+const PACE: Duration = Duration::from_millis(50);
 /// The kernel closes a killed one's sockets one by one.
 const DEATH_LIMIT: Duration = Duration::from_secs(5);
 /// It has to take its interception away first.
@@ -31,6 +38,7 @@ pub struct Hapilot {
     instance: Instance,
     /// As we see it; `None` where it is in a PID namespace that we do not see.
     pub pid: Option<i32>,
+    pub shown: Shown,
     stream: BufReader<UnixStream>,
 }
 
@@ -65,6 +73,23 @@ impl Hapilot {
             .with_context(|| format!("say hello to hapilot {instance}"))
     }
 
+    /// In this order. Any process may have taken such a name: of the answers no more are waited for
+    /// at once, and kept, than there is room for.
+    pub async fn meet_each(instances: &[Instance], caller: &Caller) -> Vec<Result<Self>> {
+        let (mut met, begun): (Vec<Result<Self>>, _) = (Vec::new(), Instant::now());
+        for some in instances.chunks(AT_ONCE) {
+            let answered = met.iter().filter(|met| met.is_ok()).count();
+            if answered + some.len() > MOST || begun.elapsed() > MEET_LIMIT {
+                let why = || anyhow!("{} names like hapilots' were looked at before it", met.len());
+                met.extend(some.iter().map(|_| why()).map(Err).collect::<Vec<_>>());
+                continue;
+            }
+            let some = some.iter().map(|instance| Self::meet(*instance, caller));
+            met.extend(futures_util::future::join_all(some).await);
+        }
+        met
+    }
+
     async fn greet(instance: Instance, caller: &Caller) -> Result<Self> {
         fault::within(Point::Meet).await?;
         let stream = lease::knock(instance)?;
@@ -72,10 +97,11 @@ impl Hapilot {
         let own = rustix::process::geteuid().as_raw();
         let (user, pid) = (peer.uid(), peer.pid().filter(|pid| *pid > 0));
         ensure!(user == own, "user {user} runs it, and we are user {own}");
+        let (stream, shown) = introduce(stream, instance).await?;
         let mut stream = BufReader::new(stream);
         say(&mut stream, &Request::Hello(caller.clone())).await?;
         match hear(&mut stream).await? {
-            Some(Answer::Hello(hello)) => Ok(Self { hello, instance, pid, stream }),
+            Some(Answer::Hello(hello)) => Ok(Self { hello, instance, pid, shown, stream }),
             Some(Answer::Refused { reason, .. }) => bail!(reason),
             Some(other) => bail!("it answered {other:?}"),
             None => bail!("it hung up"),
@@ -113,7 +139,7 @@ impl Hapilot {
     pub async fn listeners(&self) -> Result<Vec<Listener>> {
         let fetch = async {
             fault::within(Point::Borrow).await?;
-            fetch::from(lease::knock(self.instance)?).await
+            fetch::from(introduce(lease::knock(self.instance)?, self.instance).await?.0).await
         };
         within(HELLO_LIMIT, fetch)
             .await
@@ -146,6 +172,8 @@ impl Hapilot {
     pub async fn ended(&mut self, mut drains: impl FnMut(Option<u64>)) -> Option<u8> {
         let mut ended = None;
         while let Ok(Some(answer)) = hear(&mut self.stream).await {
+            // It may say so without end.
+            tokio::time::sleep(PACE).await;
             match answer {
                 Answer::Draining { sessions } => drains(sessions),
                 Answer::Ended { status } => ended = Some(status),
@@ -171,7 +199,7 @@ async fn hear_at(point: Point, stream: &mut BufReader<UnixStream>) -> Result<Opt
 async fn hear(stream: &mut BufReader<UnixStream>) -> Result<Option<Answer>> {
     match line(stream).await {
         Ok(Some(text)) => {
-            serde_json::from_str(&text).with_context(|| format!("understand {:?}", text.trim_end()))
+            serde_json::from_str(&text).with_context(|| format!("understand {:?}", excerpt(&text)))
         }
         Ok(None) | Err(_) => Ok(None),
     }

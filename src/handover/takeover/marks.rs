@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::protocol::{Caller, Hello, Name, SERVES};
 use crate::fault::{self, Point};
 use crate::host::instance::Instance;
+use crate::process::file::{Readers, replace};
 
 const FILE: &str = "relieved";
 const LINEAGE: &str = "lineage";
@@ -41,7 +42,8 @@ pub fn path(run_directory: &Path) -> PathBuf {
 
 pub fn write(run_directory: &Path, mark: &Mark) -> Result<()> {
     let (path, text) = (path(run_directory), serde_json::to_string(mark)?);
-    let written = fault::at(Point::Mark).and_then(|()| fs::write(&path, text));
+    let written =
+        fault::at(Point::Mark).and_then(|()| replace(&path, text.as_bytes(), Readers::Owner));
     written.with_context(|| format!("write {}", path.display()))
 }
 
@@ -60,7 +62,8 @@ pub fn lineage(run_directory: &Path) -> Vec<Name> {
 
 pub fn write_lineage(run_directory: &Path, lineage: &[Name]) -> Result<()> {
     let (path, text) = (run_directory.join(LINEAGE), serde_json::to_string(lineage)?);
-    fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+    replace(&path, text.as_bytes(), Readers::Owner)
+        .with_context(|| format!("write {}", path.display()))
 }
 
 pub fn remove(run_directory: &Path) -> Result<()> {
@@ -200,11 +203,10 @@ pub fn made_later(
 /// Whoever may stand for us, as far as they answer.
 pub async fn living(caller: &Caller) -> Vec<(Instance, Option<Hello>)> {
     let living = crate::host::lease::living().unwrap_or_default();
-    let ask = |instance: Instance| async move {
-        let met = super::hapilot::Hapilot::meet(instance, caller).await;
-        (instance, met.ok().map(|hapilot| hapilot.hello))
-    };
-    futures_util::future::join_all(living.into_iter().map(ask)).await
+    let living: Vec<_> = living.into_iter().collect();
+    let met = super::hapilot::Hapilot::meet_each(&living, caller).await;
+    let hellos = met.into_iter().map(|met| met.ok().map(|hapilot| hapilot.hello));
+    living.into_iter().zip(hellos).collect()
 }
 
 #[cfg(test)]

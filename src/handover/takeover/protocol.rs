@@ -1,6 +1,6 @@
 //! Decides: what two hapilots say to each other over the lease's abstract socket. Values only.
 //!
-//! The successor says hello, asks the other one to hold still (`reserve`), starts its own HAProxy
+//! Every connection begins with an introduction (`host/introduction`). The successor says hello, asks the other one to hold still (`reserve`), starts its own HAProxy
 //! with the listeners that it gets by another connection (`_getsocks`, as HAProxy would ask), carries
 //! over what was set by hand and counted (`_runtime` leads a connection to HAProxy's runtime API), and
 //! asks it to `retire`. One JSON object a line. Who ends the connection before `retire` is gone,
@@ -8,9 +8,9 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Of this version; whoever speaks another is told so.
-pub const PROTOCOL: u32 = 1;
-pub const LONGEST_LINE: usize = 256 * 1024;
+pub use crate::host::introduction::{PROTOCOL, stranger};
+
+pub const LONGEST_LINE: usize = 128 * 1024;
 
 /// What another one's `state` says: that its HAProxy lives, that it serves or soon will again, that
 /// it is about to leave.
@@ -102,19 +102,12 @@ pub enum Answer {
     },
 }
 
-/// What keeps these two from understanding each other.
-#[must_use]
-pub fn stranger(protocol: u32) -> Option<String> {
-    (protocol != PROTOCOL)
-        .then(|| format!("protocol {protocol} is spoken there and protocol {PROTOCOL} here"))
-}
-
 /// Whom a successor stands for: those whom it relieves, all whom they stood for, and for whom it
-/// stood `before` it was started again. Long gone ones are forgotten: nobody keeps a thousand
+/// stood `before` it was started again. Long gone ones are forgotten: nobody keeps hundreds of
 /// containers to be restarted.
 #[must_use]
 pub fn lineage(relieved: &[Hello], before: &[Name]) -> Vec<Name> {
-    const MOST: usize = 1000;
+    const MOST: usize = 400;
     let mut names: Vec<Name> = relieved.iter().map(|hello| hello.name.clone()).collect();
     for name in relieved.iter().flat_map(|hello| &hello.lineage).chain(before) {
         if !names.contains(name) {
@@ -162,7 +155,7 @@ mod tests {
 
     #[test]
     fn what_a_later_version_says_more_is_no_reason_not_to_understand_it() {
-        let text = r#"{"say":"hello","protocol":2,"instance":"0a","version":"2","more":[1]}"#;
+        let text = r#"{"say":"hello","protocol":9,"instance":"0a","version":"2","more":[1]}"#;
         let Request::Hello(caller) = serde_json::from_str(text).unwrap() else { panic!() };
         assert!(stranger(caller.protocol).is_some() && stranger(PROTOCOL).is_none());
     }

@@ -122,23 +122,39 @@ pub fn judge(look: &Look) -> Result<(), Refusal> {
     }
 }
 
-/// A TCP listener.
+/// Whether clients may come to a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listens {
+    Yes,
+    /// Of UDP sockets the kernel's table does not say. HAProxy sends its log from one that it opens
+    /// when it is a user of its own already.
+    Unknown,
+}
+
+/// A socket of TCP, UDP, or with a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owned {
     /// Who opened it, whoever has it now.
     pub user: u32,
     /// `None` where its holders may not be looked at.
     pub of_it: Option<bool>,
+    pub listens: Listens,
 }
 
 /// Any user may call a process HAProxy and listen. One that root started listens on what root
 /// opened, whoever it became since; where that cannot be seen, nothing may be listening that was
-/// opened by the user who it is now.
+/// opened by the user who it is now. One that listens on nothing that root opened, and has UDP
+/// sockets of another user's, is that user's.
 #[must_use]
 pub fn stranger(users: &[u32], listeners: &[Owned], trusted: &[u32]) -> Option<u32> {
     let may_be_its = |owned: &&Owned| owned.of_it.unwrap_or_else(|| users.contains(&owned.user));
-    let mut its = listeners.iter().filter(may_be_its).map(|owned| owned.user);
-    its.find(|user| !trusted.contains(user))
+    let strange = |owned: &&Owned| !trusted.contains(&owned.user);
+    let its = || listeners.iter().filter(may_be_its);
+    let listening = || its().filter(|owned| owned.listens == Listens::Yes);
+    let known = || its().filter(|owned| owned.of_it == Some(true));
+    let other = listening().find(strange);
+    let other = other.or_else(|| known().find(strange).filter(|_| known().all(|o| strange(&o))));
+    other.map(|owned| owned.user)
 }
 
 /// An upgrade replaces the file of a process that runs.
@@ -219,7 +235,8 @@ mod tests {
     #[test]
     fn whose_listeners_were_opened_by_another_user_is_a_stranger() {
         let (root, haproxy, someone) = (0, 99, 1000);
-        let owned = |user, of_it| Owned { user, of_it };
+        let owned = |user, of_it| Owned { user, of_it, listens: Listens::Yes };
+        let udp = |user, of_it| Owned { user, of_it, listens: Listens::Unknown };
         let others = owned(someone, Some(false));
         for (users, listeners, who) in [
             (haproxy, vec![owned(root, Some(true)), others], None),
@@ -228,6 +245,11 @@ mod tests {
             (someone, vec![owned(someone, Some(true))], Some(someone)),
             // Handed to it, perhaps, but by whom?
             (root, vec![owned(someone, Some(true))], Some(someone)),
+            (root, vec![owned(root, Some(true)), owned(someone, Some(true))], Some(someone)),
+            // It sends its log from one of its own.
+            (haproxy, vec![owned(root, Some(true)), udp(haproxy, Some(true))], None),
+            (haproxy, vec![owned(root, None), udp(haproxy, None)], None),
+            (someone, vec![udp(someone, Some(true)), owned(root, Some(false))], Some(someone)),
         ] {
             assert_eq!(stranger(&[users], &listeners, &[root]), who, "{users} {listeners:?}");
         }

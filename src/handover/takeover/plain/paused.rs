@@ -13,6 +13,7 @@ use tracing::warn;
 
 use super::process::Process;
 use crate::handover::guard::wait;
+use crate::process::file::{Readers, replace};
 
 /// For one that is told to go on, to listen again.
 const LIMIT: Duration = Duration::from_secs(1);
@@ -52,7 +53,8 @@ pub(super) fn note(
 ) -> Result<()> {
     let path = path(run_directory, process);
     let text = listeners.iter().map(u64::to_string).collect::<Vec<_>>().join("\n");
-    fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+    replace(&path, text.as_bytes(), Readers::Owner)
+        .with_context(|| format!("write {}", path.display()))
 }
 
 /// Once it was told to go on, or to end. Nothing may be noted.

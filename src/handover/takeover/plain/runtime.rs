@@ -5,14 +5,15 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use super::haproxy::Haproxy;
 use super::reach::{Door, Root, doors};
 use super::tables::UnixName;
 use super::view::View;
-use crate::haproxy::runtime_api::{exchange, field};
+use crate::haproxy::runtime_api::field;
 use crate::listeners::fetch::{self, Listener};
 use crate::process::patience::within;
 
@@ -20,6 +21,8 @@ const LIMIT: Duration = Duration::from_secs(1);
 /// Where we may not look, every unix socket of the network namespace could be one.
 const MOST: usize = 64;
 const OF_HAPILOT: &[u8] = b"hapilot/";
+/// HAProxy's own answer has some 4 KiB.
+const LONGEST_INFO: u64 = 16 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Runtime {
@@ -76,9 +79,18 @@ async fn is_of(haproxy: &Haproxy, sees: bool, door: &Door) -> Result<bool> {
     if !sees && !haproxy.members().any(|member| Some(member.pid()) == peer) {
         return Ok(false);
     }
-    let info = exchange(stream, "show info").await?;
+    let info = info(stream).await?;
     let pid = field(&info, "Pid").and_then(|pid| pid.parse::<i32>().ok());
     Ok(haproxy.members().any(|member| Some(member.look.inner_pid) == pid))
+}
+
+/// What listens there may be any program: no more of its answer is read than HAProxy would say.
+async fn info(mut stream: UnixStream) -> Result<String> {
+    stream.write_all(b"show info\n").await.context("send")?;
+    let mut answer = Vec::new();
+    stream.take(LONGEST_INFO).read_to_end(&mut answer).await.context("read the answer")?;
+    ensure!(u64::try_from(answer.len())? < LONGEST_INFO, "its answer does not end");
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
 impl Runtime {
@@ -92,9 +104,8 @@ impl Runtime {
 
     /// How many connections of clients it has: those to stats sockets are not among them.
     pub(super) async fn sessions(&self) -> Option<u64> {
-        let info = within(LIMIT, async {
-            exchange(UnixStream::connect(self.door.path()).await?, "show info").await
-        });
+        let info =
+            within(LIMIT, async { info(UnixStream::connect(self.door.path()).await?).await });
         let info = info.await.ok()?;
         field(&info, "CurrConns")?.parse().ok()
     }

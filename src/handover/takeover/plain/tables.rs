@@ -2,8 +2,8 @@
 //! reading is one line each.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
 use std::path::PathBuf;
 
 /// Where a unix socket is to be found.
@@ -18,13 +18,9 @@ pub enum UnixName {
 const LISTENS: &str = "00010000";
 const STREAM: &str = "0001";
 
-/// Those that listen, by inode. The table writes a zero byte as `@`.
+/// One that listens, by inode. The table writes a zero byte as `@`.
 #[must_use]
-pub fn unix_listeners_in(table: &str) -> BTreeMap<u64, UnixName> {
-    table.lines().filter_map(unix_listener).collect()
-}
-
-fn unix_listener(line: &str) -> Option<(u64, UnixName)> {
+pub fn unix_listener(line: &str) -> Option<(u64, UnixName)> {
     // Num RefCount Protocol Flags Type St Inode Path; the name is the rest of the line
     let mut rest = line.trim_start();
     let mut columns = Vec::new();
@@ -48,31 +44,37 @@ fn unix_listener(line: &str) -> Option<(u64, UnixName)> {
     Some((columns[6].parse().ok()?, name))
 }
 
-/// Inodes, with who opened each.
+/// An inode, with the user that opened it. The line above the table has no numbers.
 #[must_use]
-pub fn udp_users_in(table: &str) -> BTreeMap<u64, u32> {
-    let socket = |line: &str| {
-        let columns: Vec<_> = line.split_whitespace().collect();
-        Some((columns.get(9)?.parse().ok()?, columns.get(7)?.parse().ok()?))
-    };
-    table.lines().skip(1).filter_map(socket).collect()
+pub fn udp_user(line: &str) -> Option<(u64, u32)> {
+    let columns: Vec<_> = line.split_whitespace().collect();
+    Some((columns.get(9)?.parse().ok()?, columns.get(7)?.parse().ok()?))
 }
 
 pub fn unix_listeners() -> io::Result<BTreeMap<u64, UnixName>> {
-    fs::read("/proc/thread-self/net/unix").map(|table| {
-        // What is no text is a name that we would not find again either.
-        unix_listeners_in(&String::from_utf8_lossy(&table))
-    })
+    let mut found = BTreeMap::new();
+    // What is no text is a name that we would not find again either.
+    each_line("unix", |line| found.extend(unix_listener(line)))?;
+    Ok(found)
+}
+
+/// Any process may fill these tables: they are never in memory as a whole.
+fn each_line(table: &str, mut look: impl FnMut(&str)) -> io::Result<()> {
+    let file = BufReader::new(File::open(format!("/proc/thread-self/net/{table}"))?);
+    for line in file.split(b'\n') {
+        look(&String::from_utf8_lossy(&line?));
+    }
+    Ok(())
 }
 
 /// IPv4 and IPv6; a kernel without one of them has none of its sockets.
 #[must_use]
 pub fn udp_users() -> BTreeMap<u64, u32> {
-    ["udp", "udp6"]
-        .into_iter()
-        .filter_map(|name| fs::read_to_string(format!("/proc/thread-self/net/{name}")).ok())
-        .flat_map(|table| udp_users_in(&table))
-        .collect()
+    let mut found = BTreeMap::new();
+    for table in ["udp", "udp6"] {
+        let _ = each_line(table, |line| found.extend(udp_user(line)));
+    }
+    found
 }
 
 #[cfg(test)]
@@ -90,7 +92,7 @@ Num       RefCount Protocol Flags    Type St Inode Path
 00000000bb2b66eb: 00000003 00000000 00010000 0005 01 23070 /run/seqpacket
 00000000bb2b66ec: 00000003 00000000 00000000 0002 01 23071 /dev/log
 ";
-        let found = unix_listeners_in(table);
+        let found: BTreeMap<_, _> = table.lines().filter_map(unix_listener).collect();
         assert_eq!(found.len(), 3);
         assert_eq!(found[&23073], UnixName::Path("/run/admin.sock".into()));
         assert_eq!(found[&77], UnixName::Path("/run/with a blank".into()));
@@ -103,7 +105,7 @@ Num       RefCount Protocol Flags    Type St Inode Path
    sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops
  2118: 00000000:01BB 00000000:0000 07 00000000:00000000 00:00000000 00000000    99        0 24680 2 0000000000000000 0
 ";
-        assert_eq!(udp_users_in(table), BTreeMap::from([(24680, 99)]));
+        assert_eq!(table.lines().filter_map(udp_user).collect::<Vec<_>>(), [(24680, 99)]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::haproxy::Haproxy;
-use super::identity::Owned;
+use super::identity::{Listens, Owned};
 use super::tables::{UnixName, udp_users, unix_listeners};
 use crate::fault::{self, Point};
 use crate::listeners::compare::Seen;
@@ -22,8 +22,8 @@ pub(super) struct View {
     pub(super) unix: BTreeMap<u64, UnixName>,
     /// With who opened them.
     pub(super) udp: BTreeMap<u64, u32>,
-    /// Who opened each TCP listener; nothing where the kernel does not say.
-    tcp_users: BTreeMap<u64, u32>,
+    /// The user that opened each TCP and each unix listener, as far as the kernel says.
+    users: BTreeMap<u64, u32>,
     /// What could not be found out.
     pub(super) failures: Vec<String>,
 }
@@ -52,8 +52,13 @@ impl View {
             BTreeMap::new()
         });
         let listening = socket_table::listening().unwrap_or_default();
-        let tcp_users = listening.iter().map(|listener| (listener.inode, listener.user)).collect();
-        Self { held, sees, tcp, unix, udp: udp_users(), tcp_users, failures }
+        let mut users: BTreeMap<_, _> =
+            listening.iter().map(|listener| (listener.inode, listener.user)).collect();
+        match socket_table::unix_users() {
+            Ok(unix_users) => users.extend(unix_users),
+            Err(error) => failures.push(format!("{error:#}")),
+        }
+        Self { held, sees, tcp, unix, udp: udp_users(), users, failures }
     }
 
     /// Its TCP listeners.
@@ -76,16 +81,19 @@ impl View {
             || self.tcp.iter().any(|seen| seen.inode == listener.inode)
     }
 
-    /// Its TCP listeners, as far as they can be told from others.
+    /// Its sockets, as far as they can be told from others.
     pub(super) fn owned(&self) -> Vec<Owned> {
-        let of_it = |inode: &u64| self.sees.then(|| self.held.contains_key(inode));
-        let owned = |(inode, user): (&u64, &u32)| Owned { user: *user, of_it: of_it(inode) };
-        self.tcp_users.iter().map(owned).collect()
+        let owned = |(inode, user): (&u64, &u32), listens| {
+            let of_it = self.sees.then(|| self.held.contains_key(inode));
+            Owned { user: *user, of_it, listens }
+        };
+        let listening = self.users.iter().map(|socket| owned(socket, Listens::Yes));
+        listening.chain(self.udp.iter().map(|socket| owned(socket, Listens::Unknown))).collect()
     }
 
-    /// Not opened by a user whom we have no reason to trust. Of unix sockets the kernel does not say.
+    /// Not opened by a user whom we have no reason to trust, as far as the kernel says.
     pub(super) fn is_trusted(&self, inode: u64) -> bool {
-        let user = self.tcp_users.get(&inode).or_else(|| self.udp.get(&inode));
+        let user = self.users.get(&inode).or_else(|| self.udp.get(&inode));
         user.is_none_or(|user| trusted().contains(user))
     }
 
@@ -110,8 +118,8 @@ mod tests {
 
     fn view(tcp: Vec<Seen>) -> View {
         let (held, unix, udp) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let tcp_users = BTreeMap::from([(1, 0), (2, 65534)]);
-        View { held, sees: true, tcp, unix, udp, tcp_users, failures: Vec::new() }
+        let users = BTreeMap::from([(1, 0), (2, 65534)]);
+        View { held, sees: true, tcp, unix, udp, users, failures: Vec::new() }
     }
 
     #[test]

@@ -12,8 +12,10 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use lab::haproxy_cfg::proxy;
 use lab::network::BALANCER4;
 use lab::takeover::{assert_ends_with_0, assert_none_lost, receipt};
+use lab::turnstile::Turnstile;
 use lab::versions::{via, web};
-use lab::{HostState, Instance, Lab, Load, SHORT, get};
+use lab::{Finished, HostState, Instance, LONG, Lab, Load, SHORT, get};
+use nix::sys::signal::Signal;
 use rustix::net::sockopt::set_socket_recv_buffer_size;
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use serde_json::Value;
@@ -141,7 +143,7 @@ fn a_successor_that_cannot_show_it_is_told_so_and_the_old_one_serves_on() {
         new.log.await_line("nobody is relieved");
         assert_eq!(via(&lab), "old");
         old.reload();
-        new.signal(nix::sys::signal::Signal::SIGTERM);
+        new.signal(Signal::SIGTERM);
         new.wait(SHORT);
         old.stop();
         lab.balancer.state().assert_same_as(&before);
@@ -295,6 +297,31 @@ fn wrong_settings_of_the_door_are_told_at_once() {
         "on or off",
         "other users may read or change it (mode 0644): chmod 600",
     ]);
+}
+
+/// As by `docker pause`: its connections stay, and nothing comes from it.
+#[test]
+fn a_successor_that_is_paused_is_not_waited_for_and_takes_no_half_over_later() {
+    let (lab, mut old, before) = start();
+    let load = Load::start(&lab.client, &web());
+    let turnstile = Turnstile::new(&lab);
+    let mut new = turnstile.waiting(&lab, "new");
+    let refused = Finished::from(old.command(&["reload"]));
+    refused.assert_code(1).assert_says(&["is taking over"]);
+    new.signal(Signal::SIGSTOP);
+    old.log.await_line("nothing was heard from the successor");
+    old.log.await_line("it did not take over; serving on");
+    old.reload();
+    new.signal(Signal::SIGCONT);
+    let status = new.wait(LONG);
+    new.log.wait_closed();
+    let new = Finished { status, text: new.log.text() };
+    new.assert_code(69).assert_says(&["does not wait for this one any more"]);
+    assert_eq!(via(&lab), "old");
+    assert_none_lost(load);
+    old.reload();
+    old.stop();
+    lab.balancer.state().assert_same_as(&before);
 }
 
 #[test]

@@ -25,6 +25,9 @@ use crate::listeners::fetch::listeners;
 use crate::process::aside::{aside, awaited};
 use crate::settings::Predecessors;
 
+/// Half of a take-over helps nobody: both would serve, each with its own configuration.
+const START_AGAIN: &str = "this one ends, with what it has accepted; start it again to take over";
+
 /// Whom we relieve, from the search to their end.
 #[derive(Debug)]
 pub struct TakingOver {
@@ -90,8 +93,10 @@ impl Supervisor {
                          that is left alone is told of above"
                     ),
                 }
-                for predecessor in &predecessors {
+                let mut predecessors = predecessors;
+                for predecessor in &mut predecessors {
                     self.taking_over.separate.add(predecessor.separate());
+                    self.await_let_down(predecessor);
                 }
                 self.taking_over.predecessors = predecessors;
                 self.keeper.hold(listeners);
@@ -106,6 +111,17 @@ impl Supervisor {
                 self.event(Event::HostFailed { status: UNAVAILABLE });
             }
         }
+    }
+
+    fn await_let_down(&self, predecessor: &mut Predecessor) {
+        let Some(let_down) = predecessor.let_down() else { return };
+        let (name, messages) = (predecessor.name(), self.messages.clone());
+        tokio::task::spawn_local(async move {
+            if let Ok(reason) = let_down.await {
+                error!("{name} does not wait for this one any more: {reason}; {START_AGAIN}");
+                let _ = messages.send(Message::Event(Event::LetDown { status: UNAVAILABLE }));
+            }
+        });
     }
 
     /// What the predecessors listen on, as far as it stands where ours do.
@@ -166,13 +182,21 @@ impl Supervisor {
 
     pub(super) fn told(&mut self, at: usize, told: &Told) {
         let Some(relieved) = self.taking_over.relieved.get_mut(at) else { return };
-        let has_let_go = !relieved.has_answered() && !matches!(told, Told::Deaf { .. });
+        let serves_on = matches!(told, Told::Deaf { .. } | Told::LetDown { .. });
+        let has_let_go = !relieved.has_answered() && !serves_on;
         relieved.note(told);
         let predecessor = relieved.name.clone();
         match told {
             Told::Draining { sessions } => info!(predecessor, sessions, "it drains"),
             Told::Deaf { reason } => error!(
                 "{predecessor} was not relieved and may serve on beside this one, stop it: {reason}"
+            ),
+            Told::LetDown { reason } if self.taking_over.relieved.len() == 1 => {
+                error!("{predecessor} did not wait for this one: {reason}; {START_AGAIN}");
+                self.send(Message::Event(Event::LetDown { status: UNAVAILABLE }));
+            }
+            Told::LetDown { reason } => error!(
+                "{predecessor} did not wait for this one and serves on beside it, stop it: {reason}"
             ),
             // Of a HAProxy without hapilot only its own parent learns the status.
             Told::Gone { status: None | Some(0) } => info!(predecessor, "it is gone"),

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -16,7 +16,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::protocol::{Answer, Caller, Hello, LONGEST_LINE, Request, stranger};
+use super::protocol::{Answer, Caller, Hello, LONGEST_LINE, Request, SILENCE, stranger};
 use crate::fault::{self, Point};
 use crate::haproxy::runtime_api::THROUGH;
 use crate::host::instance::Instance;
@@ -220,13 +220,25 @@ impl Room {
             }
         };
         say(stream, &answer).await?;
-        match line(stream).await? {
-            None => Ok(Next::Left),
-            Some(next) => match understood(&next)? {
-                Request::Retire if matches!(answer, Answer::Reserved { .. }) => Ok(Next::Retire),
+        let reserved = matches!(answer, Answer::Reserved { .. });
+        let until = Instant::now() + LONGEST_WAIT;
+        while Instant::now() < until {
+            let Ok(next) = tokio::time::timeout(SILENCE, line(stream)).await else { break };
+            let Some(next) = next? else { return Ok(Next::Left) };
+            match understood(&next)? {
+                Request::Still => {}
+                Request::Retire if reserved => return Ok(Next::Retire),
                 other => bail!("{other:?} came after {answer:?}"),
-            },
+            }
         }
+        let reason = format!(
+            "nothing was heard from the successor for {} s, so it is not waited for any more",
+            SILENCE.as_secs()
+        );
+        tracing::warn!("{reason}");
+        // It may be paused, and read this when it goes on.
+        say(stream, &Answer::Refused { reason, by: None }).await?;
+        Ok(Next::Left)
     }
 
     async fn retire(&self, mut stream: Stream, visit: Visit) -> Result<()> {

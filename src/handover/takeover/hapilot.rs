@@ -1,14 +1,17 @@
 //! Acts: another hapilot, at whose door we knock.
 
+use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use tokio::io::{AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use super::door::{excerpt, line};
-use super::protocol::{Answer, Caller, HAS_HAPROXY, Hello, Request};
+use super::protocol::{Answer, Caller, HAS_HAPROXY, Hello, Request, STILL};
 use crate::fault::{self, Point};
 use crate::host::instance::Instance;
 use crate::host::introduction::{Shown, introduce};
@@ -39,7 +42,9 @@ pub struct Hapilot {
     /// As we see it; `None` where it is in a PID namespace that we do not see.
     pub pid: Option<i32>,
     pub shown: Shown,
-    stream: BufReader<UnixStream>,
+    /// `None` while it is held.
+    stream: Option<BufReader<UnixStream>>,
+    held: Option<Held>,
 }
 
 /// What came of asking it to hold still.
@@ -62,8 +67,83 @@ pub enum Reserved {
 pub enum Retired {
     /// How many sessions it has to finish, if it knows.
     Drains { sessions: Option<u64> },
+    /// It does not hold still for us any more, and serves on.
+    LetDown { reason: String },
     /// It had ended before.
     Gone,
+}
+
+/// One that holds still for us, for as long as it hears from us.
+#[derive(Debug)]
+struct Held {
+    /// `None` once it is released.
+    task: Option<JoinHandle<Result<BufReader<UnixStream>, Over>>>,
+    release: Option<oneshot::Sender<()>>,
+    let_down: Option<oneshot::Receiver<String>>,
+}
+
+/// Why it does not hold still any more.
+#[derive(Debug)]
+enum Over {
+    LetDown(String),
+    Gone,
+}
+
+impl Held {
+    fn hold(stream: BufReader<UnixStream>) -> Self {
+        let (release, released) = oneshot::channel();
+        let (tell, let_down) = oneshot::channel();
+        let task = tokio::task::spawn_local(async move {
+            let held = hold(stream, released).await;
+            if let Err(Over::LetDown(reason)) = &held {
+                let _ = tell.send(reason.clone());
+            }
+            held
+        });
+        Self { task: Some(task), release: Some(release), let_down: Some(let_down) }
+    }
+
+    async fn release(mut self) -> Result<BufReader<UnixStream>, Over> {
+        drop(self.release.take());
+        match self.task.take() {
+            Some(task) => task.await.unwrap_or(Err(Over::Gone)),
+            None => Err(Over::Gone),
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // The connection ends with the task, and with it what it held still for.
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+async fn hold(
+    mut stream: BufReader<UnixStream>,
+    mut released: oneshot::Receiver<()>,
+) -> Result<BufReader<UnixStream>, Over> {
+    let mut ticks = tokio::time::interval(STILL);
+    loop {
+        let heard = tokio::select! {
+            biased;
+            heard = stream.fill_buf() => match heard {
+                Ok([]) => Err(io::ErrorKind::UnexpectedEof.into()),
+                heard => heard.map(drop),
+            },
+            _ = &mut released => return Ok(stream),
+            _ = ticks.tick() => say(&mut stream, &Request::Still).await.map_err(io::Error::other),
+        };
+        // It has said something, or did not hear us because it has hung up.
+        if heard.is_err() || !stream.buffer().is_empty() {
+            return Err(match hear(&mut stream).await {
+                Ok(Some(Answer::Refused { reason, .. })) => Over::LetDown(reason),
+                _ => Over::Gone,
+            });
+        }
+    }
 }
 
 impl Hapilot {
@@ -101,7 +181,10 @@ impl Hapilot {
         let mut stream = BufReader::new(stream);
         say(&mut stream, &Request::Hello(caller.clone())).await?;
         match hear(&mut stream).await? {
-            Some(Answer::Hello(hello)) => Ok(Self { hello, instance, pid, shown, stream }),
+            Some(Answer::Hello(hello)) => {
+                let stream = Some(stream);
+                Ok(Self { hello, instance, pid, shown, stream, held: None })
+            }
             Some(Answer::Refused { reason, .. }) => bail!(reason),
             Some(other) => bail!("it answered {other:?}"),
             None => bail!("it hung up"),
@@ -116,12 +199,16 @@ impl Hapilot {
 
     /// Waits until it has nothing under way.
     pub async fn reserve(&mut self) -> Result<Reserved> {
-        if say(&mut self.stream, &Request::Reserve).await.is_err() {
+        let mut stream = self.stream.take().context("ask it again")?;
+        if say(&mut stream, &Request::Reserve).await.is_err() {
             return Ok(Reserved::Gone);
         }
-        let answer = tokio::time::timeout(RESERVE_LIMIT, hear_at(Point::Reserve, &mut self.stream));
+        let answer = tokio::time::timeout(RESERVE_LIMIT, hear_at(Point::Reserve, &mut stream));
         match answer.await.context("wait until it holds still")?? {
-            Some(Answer::Reserved { paused }) => Ok(Reserved::Yes { paused }),
+            Some(Answer::Reserved { paused }) => {
+                self.held = Some(Held::hold(stream));
+                Ok(Reserved::Yes { paused })
+            }
             Some(Answer::Refused { reason, by }) => Ok(Reserved::No { reason, by }),
             Some(other) => bail!("it answered {other:?}"),
             None => Ok(Reserved::Gone),
@@ -146,14 +233,29 @@ impl Hapilot {
             .with_context(|| format!("ask hapilot {} for its listeners", self.instance))
     }
 
+    /// Told why it does not hold still for us any more, should that come before `retire`.
+    pub fn let_down(&mut self) -> Option<oneshot::Receiver<String>> {
+        self.held.as_mut()?.let_down.take()
+    }
+
     /// We serve. An error where it did not hear us, or said no.
     pub async fn retire(&mut self) -> Result<Retired> {
-        if say(&mut self.stream, &Request::Retire).await.is_err() {
-            return Ok(Retired::Gone);
-        }
-        let answer = tokio::time::timeout(RETIRE_LIMIT, hear_at(Point::Retire, &mut self.stream));
-        match answer.await.context("wait until it lets go")?? {
+        let held = self.held.take().context("it was not asked to hold still")?;
+        let mut stream = match held.release().await {
+            Ok(stream) => stream,
+            Err(Over::Gone) => return Ok(Retired::Gone),
+            Err(Over::LetDown(reason)) => return Ok(Retired::LetDown { reason }),
+        };
+        let asked = say(&mut stream, &Request::Retire).await;
+        let answer = tokio::time::timeout(RETIRE_LIMIT, hear_at(Point::Retire, &mut stream));
+        let answer = answer.await.context("wait until it lets go")??;
+        self.stream = Some(stream);
+        match answer {
             Some(Answer::Draining { sessions }) => Ok(Retired::Drains { sessions }),
+            // It had said so before it could hear us.
+            Some(Answer::Refused { reason, .. }) if asked.is_err() => {
+                Ok(Retired::LetDown { reason })
+            }
             Some(Answer::Refused { reason, .. }) => bail!(reason),
             Some(other) => bail!("it answered {other:?}"),
             None => Ok(Retired::Gone),
@@ -171,7 +273,9 @@ impl Hapilot {
     /// Until it is gone; `None` where it did not say with which status.
     pub async fn ended(&mut self, mut drains: impl FnMut(Option<u64>)) -> Option<u8> {
         let mut ended = None;
-        while let Ok(Some(answer)) = hear(&mut self.stream).await {
+        let mut stream = self.stream.take();
+        let Some(stream) = &mut stream else { return ended };
+        while let Ok(Some(answer)) = hear(stream).await {
             // It may say so without end.
             tokio::time::sleep(PACE).await;
             match answer {

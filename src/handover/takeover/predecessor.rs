@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 
 use super::hapilot::{Hapilot, Retired};
 use super::plain::Plain;
@@ -59,6 +60,9 @@ pub enum Told {
     Draining { sessions: Option<u64> },
     /// It did not hear us, or said no: it may serve on beside us.
     Deaf { reason: String },
+    /// It does not hold still for us any more: what it listens on, and what it serves, may have
+    /// changed since.
+    LetDown { reason: String },
     /// It is gone, with this status if that is known.
     Gone { status: Option<u8> },
     /// It is gone without a last word: it was killed.
@@ -118,6 +122,14 @@ impl Predecessor {
         }
     }
 
+    /// Told why it does not wait for us any more, should that come before it is relieved.
+    pub fn let_down(&mut self) -> Option<oneshot::Receiver<String>> {
+        match self {
+            Self::Hapilot { hapilot, .. } => hapilot.let_down(),
+            Self::Plain(_) => None,
+        }
+    }
+
     /// Why by no better rung, and what could not be found out.
     #[must_use]
     pub fn notes(&self) -> &[String] {
@@ -171,6 +183,7 @@ impl Predecessor {
                         tell(Told::Draining { sessions });
                         hapilot.ended(|sessions| tell(Told::Draining { sessions })).await
                     }
+                    Ok(Retired::LetDown { reason }) => return tell(Told::LetDown { reason }),
                     Ok(Retired::Gone) => None,
                     Err(error) => return tell(Told::Deaf { reason: format!("{error:#}") }),
                 };

@@ -3,13 +3,19 @@
 //! Every connection begins with an introduction (`host/introduction`). The successor says hello, asks the other one to hold still (`reserve`), starts its own HAProxy
 //! with the listeners that it gets by another connection (`_getsocks`, as HAProxy would ask), carries
 //! over what was set by hand and counted (`_runtime` leads a connection to HAProxy's runtime API), and
-//! asks it to `retire`. One JSON object a line. Who ends the connection before `retire` is gone,
-//! and the other one goes on as before.
+//! asks it to `retire`. One JSON object a line. A successor that ends the connection before `retire`, or says nothing for
+//! `SILENCE`, does not take over, and the other one goes on as before.
+
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 pub use crate::host::introduction::{PROTOCOL, stranger};
 
+/// How often a successor says `still`, and how long it may fail to: its loop may be held up, and its
+/// container may be paused.
+pub const STILL: Duration = Duration::from_secs(2);
+pub const SILENCE: Duration = Duration::from_secs(15);
 pub const LONGEST_LINE: usize = 128 * 1024;
 
 /// What another one's `state` says: that its HAProxy lives, that it serves or soon will again, that
@@ -48,8 +54,10 @@ pub struct Caller {
 #[serde(rename_all = "lowercase", tag = "say")]
 pub enum Request {
     Hello(Caller),
-    /// Hold still: no reload, no pause. For as long as this connection lasts.
+    /// Hold still: no reload, no pause. For as long as this connection lasts and `still` comes.
     Reserve,
+    /// The successor is at work. One that is paused cannot say so.
+    Still,
     /// The successor serves.
     Retire,
 }

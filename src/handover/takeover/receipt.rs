@@ -54,7 +54,7 @@ impl Relieved {
                 self.sessions = *sessions;
                 "draining"
             }
-            Told::Deaf { .. } => "deaf",
+            Told::Deaf { .. } | Told::LetDown { .. } => "deaf",
             Told::Gone { status } => {
                 (self.sessions, self.status) = (Some(0), *status);
                 "gone"

@@ -333,6 +333,7 @@ impl Lifecycle {
             Event::PauseWanted => self.pause(&mut turn, true),
             Event::ResumeWanted => self.pause(&mut turn, false),
             Event::StopWanted(stop) => self.stop_wanted(&mut turn, stop),
+            Event::LetDown { status } => self.let_down(&mut turn, status),
             Event::HostFailed { status } => self.end(&mut turn, status),
             Event::HostChanged => self.host_changed(&turn),
             Event::LookWanted => self.look_wanted(&turn),

@@ -62,6 +62,18 @@ impl Lifecycle {
         self.give_back_if_empty(turn);
     }
 
+    /// A predecessor did not wait for us: what we have accepted finishes, and no more is accepted.
+    pub(super) fn let_down(&mut self, turn: &mut Turn, status: u8) {
+        if self.leave_room(turn, status)
+            || matches!(self.state, State::Stopping(_) | State::Stopped)
+        {
+            return;
+        }
+        self.begin_stopping(turn, status, Reason::Asked);
+        self.fleet.drain_all(turn, turn.now + self.limits.sessions());
+        self.give_back_if_empty(turn);
+    }
+
     /// One that still waits for our word.
     pub(super) fn refuse_successor(&mut self, turn: &mut Turn) {
         if self.reservation == Reservation::Wanted {

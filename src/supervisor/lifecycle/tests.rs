@@ -789,6 +789,15 @@ fn an_old_generation_that_ends_under_the_guard_is_a_crash_only_before_it_drains(
 }
 
 #[test]
+fn one_that_was_let_down_finishes_what_it_accepted_and_ends_with_its_status() {
+    let mut story = Story::serving();
+    let actions = story.on(Event::LetDown { status: 69 });
+    assert_eq!(actions, [Action::StopIntercepting, Action::CloseKeeper, Action::Drain(id(1))]);
+    assert_eq!(story.on(Event::LetDown { status: 69 }), []);
+    assert_eq!(story.on(Event::Exited(id(1), Exit::Code(0))), [Action::TearDown { status: 69 }]);
+}
+
+#[test]
 fn a_host_that_fails_ends_everything_with_its_status() {
     let mut story = Story::serving();
     assert_eq!(

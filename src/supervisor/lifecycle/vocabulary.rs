@@ -134,6 +134,10 @@ pub enum Event {
     PauseWanted,
     ResumeWanted,
     StopWanted(Stop),
+    /// A predecessor serves on and does not wait for us any more: end with this status.
+    LetDown {
+        status: u8,
+    },
     /// Something that was asked for could not be set up on the host: end with this status.
     HostFailed {
         status: u8,

@@ -4,7 +4,8 @@
 use crate::lab;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -267,4 +268,134 @@ fn a_name_with_a_full_queue_is_taken_for_a_living_ones_and_named() {
     drop(squatter);
     sweep().assert_code(0);
     lab.balancer.state().assert_same_as(&before);
+}
+
+/// A root of another container, with or without the right, that has names as hapilots have them.
+fn hostile_hapilots(lab: &Lab, answer: &'static str) -> Vec<thread::JoinHandle<()>> {
+    let serve = |number: u32| {
+        lab.balancer.namespace.spawn(move || {
+            let name = format!("hapilot/{number:08x}");
+            let address = std::os::unix::net::SocketAddr::from_abstract_name(name).unwrap();
+            let listener = std::os::unix::net::UnixListener::bind_addr(&address).unwrap();
+            // Until a connection comes that says so.
+            for stream in listener.incoming() {
+                let stream = stream.unwrap();
+                let mut line = String::new();
+                let _ = BufReader::new(&stream).read_line(&mut line);
+                if line == "end\n" {
+                    return;
+                }
+                for _ in 0..10_000 {
+                    if writeln!(&stream, "{answer}").is_err() {
+                        break;
+                    }
+                }
+            }
+        })
+    };
+    let threads = (1..=40).map(serve).collect();
+    lab::until(SHORT, "the names are taken", || {
+        let names = lab.balancer.namespace.run("cat /proc/thread-self/net/unix");
+        (names.matches("@hapilot/000000").count() >= 40).then_some(())
+    });
+    threads
+}
+
+fn most_memory_kib(hapilot: &Instance) -> u64 {
+    let most = lab::process::field(hapilot.pid(), "VmHWM").unwrap();
+    most.trim_end_matches(" kB").parse().unwrap()
+}
+
+/// What more it may have in memory than without strangers: a debug build alone has half of what
+/// is promised for a release.
+const MOST_MORE_KIB: u64 = 6 * 1024;
+
+#[test]
+fn ten_thousand_lines_of_each_that_calls_itself_a_hapilot_take_no_memory() {
+    let lab = Lab::new();
+    let config = lab.balancer.write("haproxy.cfg", &proxy(":80", "v1"));
+    let spec = lab.balancer.container("hapilot").config(&config).env("HAPROXY_PIDS", "auto");
+    let mut alone = spec.clone().start().serving();
+    let memory = most_memory_kib(&alone);
+    alone.stop();
+    let long = Box::leak(format!("{{\"answer\":\"{}", "x".repeat(2000)).into_boxed_str());
+    for answer in ["", "\0\0\0\0", &*long, r#"{"answer":"welcome"}"#] {
+        let strangers = hostile_hapilots(&lab, Box::leak(answer.to_owned().into_boxed_str()));
+        let begun = Instant::now();
+        let mut hapilot = spec.clone().start().serving();
+        assert!(begun.elapsed() < 3 * SHORT, "{:?}", begun.elapsed());
+        let more = most_memory_kib(&hapilot).saturating_sub(memory);
+        assert!(more < MOST_MORE_KIB, "{answer:?}: {more} KiB");
+        assert_eq!(get(&lab.client, &web(), "/").body(), "10.2.0.1");
+        hapilot.stop();
+        lab.balancer.namespace.enter(|| {
+            for number in 1..=40 {
+                let name = format!("hapilot/{number:08x}");
+                let address = std::os::unix::net::SocketAddr::from_abstract_name(name).unwrap();
+                let mut end = UnixStream::connect_addr(&address).unwrap();
+                end.write_all(b"end\n").unwrap();
+            }
+        });
+        for stranger in strangers {
+            stranger.join().unwrap();
+        }
+    }
+}
+
+/// Its executable is called so, and root runs it: `auto` may believe it.
+const ENDLESS: &str = "use IO::Socket::UNIX; $SIG{PIPE} = 'IGNORE';\
+    my $door = IO::Socket::UNIX->new(Local => $ARGV[0], Listen => 9) or die;\
+    while (my $peer = $door->accept) { while (print $peer 'Name: HAProxy', \"\\n\" x 1000) {} }";
+
+#[test]
+fn what_calls_itself_haproxy_and_answers_without_end_takes_no_memory() {
+    let lab = Lab::new();
+    let config = lab.balancer.write("haproxy.cfg", &proxy(":80", "v1"));
+    let spec = lab.balancer.container("hapilot").config(&config).pid(lab::Pid::OfTheHost);
+    let spec = spec.env("HAPROXY_PIDS", "auto");
+    let mut alone = spec.clone().start().serving();
+    let memory = most_memory_kib(&alone);
+    alone.stop();
+    let program = lab.balancer.path("haproxy");
+    fs::copy("/usr/bin/perl", &program).unwrap();
+    let (named, path) = (program.clone(), lab.balancer.path("stats.sock"));
+    let socket = path.to_str().unwrap().to_owned();
+    let mut endless = lab.balancer.namespace.enter(|| {
+        let mut command = std::process::Command::new(&named);
+        command.args(["-e", ENDLESS, &socket]).spawn().unwrap()
+    });
+    lab::until(SHORT, "it listens", || path.exists().then_some(()));
+    let mut hapilot = spec.start().serving();
+    let more = most_memory_kib(&hapilot).saturating_sub(memory);
+    assert!(more < MOST_MORE_KIB, "{more} KiB");
+    hapilot.log.await_line("its answer does not end");
+    assert_eq!(get(&lab.client, &web(), "/").body(), "10.2.0.1");
+    hapilot.stop();
+    let _ = endless.kill();
+    endless.wait().unwrap();
+}
+
+#[test]
+fn a_link_that_haproxys_user_made_beside_its_saved_state_leads_nowhere() {
+    let lab = Lab::new();
+    let (theirs, victim) = (lab.balancer.path("theirs"), lab.balancer.path("victim"));
+    fs::create_dir(&theirs).unwrap();
+    fs::write(&victim, "precious").unwrap();
+    let state = theirs.join("state");
+    for name in ["state", "state.new"] {
+        std::os::unix::fs::symlink(&victim, theirs.join(name)).unwrap();
+    }
+    std::os::unix::fs::chown(&theirs, Some(65534), Some(65534)).unwrap();
+    let global = format!("global\n  server-state-file {}\n", state.display());
+    let load = "defaults\n  load-server-state-from-file global\n";
+    let config = proxy(":80", "v1").replacen("defaults\n", &format!("{global}{load}"), 1);
+    let config = lab.balancer.write("haproxy.cfg", &config);
+    let mut hapilot = lab.balancer.container("hapilot").config(&config).start().serving();
+    hapilot.reload();
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+    let saved = fs::symlink_metadata(&state).unwrap();
+    assert!(saved.is_file() && saved.len() > 0, "{saved:?}");
+    // Nothing but the state, and what was put beside it.
+    assert_eq!(fs::read_dir(&theirs).unwrap().count(), 2);
+    hapilot.stop();
 }

@@ -249,6 +249,34 @@ fn auto_leaves_that_of_another_user_alone_until_it_is_named() {
     assert!(theirs.is_running());
 }
 
+/// Nothing but TCP listeners was looked at once.
+#[test]
+fn auto_leaves_that_of_another_user_alone_whatever_it_listens_on() {
+    let host = Host::alone();
+    let path = host.path("web.sock");
+    let of = |frontend: &str| format!("{}{frontend}", haproxy_cfg::DEFAULTS);
+    let unix = haproxy_cfg::frontend("web", &[path.to_str().unwrap()], "v1", "none");
+    let r#abstract = haproxy_cfg::frontend("web", &["abns@web"], "v1", "none");
+    let udp = "log-forward in\n  dgram-bind 127.0.0.1:5514\n  log 127.0.0.1:5515 local0\n";
+    for (name, config, ptraces) in [
+        ("unix", unix + "backend none\n", &[Ptrace::Given, Ptrace::NotGiven][..]),
+        ("abstract", r#abstract + "backend none\n", &[Ptrace::Given, Ptrace::NotGiven]),
+        // Of UDP sockets it must be seen whose they are.
+        ("udp", udp.to_owned(), &[Ptrace::Given]),
+    ] {
+        let mut theirs = Plain::wrapped(&host, name, &NOBODY, "-db", &of(&config));
+        for ptrace in ptraces {
+            within(&host, *ptrace, async || {
+                let (found, problems) = plain::find(&Predecessors::Auto, &[]);
+                assert!(found.is_empty(), "{name}, {ptrace:?}: {found:?}");
+                let said = format!("process {} calls itself HAProxy", theirs.pid());
+                assert!(problems[0].to_string().contains(&said), "{name}: {problems:?}");
+            });
+        }
+        assert!(theirs.is_running());
+    }
+}
+
 /// Somebody may keep a duplicate of it, and our clients would be his.
 #[test]
 fn a_listener_that_another_user_opened_does_not_come_over_unless_its_haproxy_is_named() {

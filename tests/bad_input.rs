@@ -135,6 +135,24 @@ fn a_configuration_that_needs_the_right_is_refused_without_it() {
 }
 
 #[test]
+fn a_configuration_that_can_be_read_only_once_is_refused_before_anything_is_started() {
+    let (host, before) = host();
+    let fifo = host.path("fifo");
+    let mode = rustix::fs::Mode::RUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let fifo = fifo.display().to_string();
+    for (path, why) in [("/dev/stdin", "standard input cannot be read again"), (&fifo, "a pipe?")] {
+        for arguments in [&["-f", path][..], &["check", "--", "-f", path][..]] {
+            let ended = host.container("hapilot").args(arguments).finish();
+            ended.assert_code(64).assert_says(&[path, why, "at a reload: mount a file"]);
+        }
+        let set = host.container("hapilot").env("HAPROXY_CONFIG", path).finish();
+        set.assert_code(64).assert_says(&["HAPROXY_CONFIG", why, "mount a file"]);
+    }
+    host.state().assert_same_as(&before);
+}
+
+#[test]
 fn what_haproxy_does_not_read_or_perhaps_does_not_is_no_reason_to_refuse() {
     let (host, before) = host();
     let (proxy, line) =

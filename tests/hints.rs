@@ -137,6 +137,36 @@ fn a_variable_that_is_not_set_is_named_with_its_place() {
 }
 
 #[test]
+fn what_is_missing_in_the_image_or_on_the_network_is_told_with_the_way_out() {
+    let host = Host::alone();
+    let name = everywhere(&host, &listen("server s nosuch.invalid:80"));
+    let words = ["could not resolve address", "init-addr last,libc,none", "resolvers", "-dr"];
+    assert_all_say(&name, &words);
+    let page = "docker run -v ./errors:";
+    for (line, theirs, ours) in [
+        ("errorfile 400 /none/400.http", "error opening file", page),
+        (
+            "http-request return status 200 content-type a/b file /none/f",
+            "error opening file",
+            page,
+        ),
+        ("http-request deny if { src -f /none/list }", "failed to open pattern file", "./maps:"),
+    ] {
+        check(&host, &listen(line)).assert_code(1).assert_says(&[theirs, ours]);
+    }
+    for (line, theirs, ours) in [
+        ("user nosuchuser", "cannot find user id for", "remove user, or give its number"),
+        ("group nosuchgroup", "cannot find group id for", "remove group, or give its number"),
+        ("lua-load /none/x.lua", "cannot open", "-v ./lua:"),
+    ] {
+        let text = format!("global\n {line}\n{}", listen(""));
+        check(&host, &text).assert_code(1).assert_says(&[theirs, ours]);
+    }
+    let mark = format!("\u{feff}global\n{}", listen(""));
+    check(&host, &mark).assert_code(1).assert_says(&["out of section", "without BOM"]);
+}
+
+#[test]
 fn a_port_that_is_taken_is_told_with_the_ways_out() {
     let host = Host::alone();
     let taken = host.namespace.enter(|| TcpListener::bind("127.0.0.1:81").unwrap());

@@ -26,6 +26,7 @@ mod rights;
 mod runtime;
 mod servers;
 mod sessions;
+mod stock;
 mod stop;
 mod strangers;
 mod stuck;

@@ -113,6 +113,23 @@ fn a_haproxy_that_changes_its_user_keeps_what_it_asks_for_and_is_drained() {
 }
 
 #[test]
+fn programs_may_gain_rights_by_their_file_where_the_configuration_wants_that() {
+    let host = lab::Host::alone();
+    let plain = lab::haproxy_cfg::proxy("127.0.0.1:80", "v1");
+    let wanted = format!("global\n  insecure-fork-wanted\n  insecure-setuid-wanted\n{plain}");
+    let mut hapilot = host.serve(&wanted);
+    assert_eq!(field(haproxy(&hapilot), "NoNewPrivs"), "0");
+    hapilot.stop();
+    let mut hapilot = host.serve(&plain);
+    assert_eq!(field(haproxy(&hapilot), "NoNewPrivs"), "1");
+    host.write("haproxy.cfg", &wanted);
+    hapilot.reload();
+    let told = hapilot.log.await_line("insecure-setuid-wanted has no effect");
+    assert!(told.contains("restart the container"), "{told}");
+    hapilot.stop();
+}
+
+#[test]
 fn net_admin_alone_is_enough_for_everything_but_low_ports() {
     let lab = Lab::new();
     let before = lab.balancer.state();

@@ -15,8 +15,33 @@ use super::configuration::Configuration;
 use super::configuration::reader::Reader;
 use crate::fault::{self, Point};
 
+/// Names of descriptors, which HAProxy does not have: hapilot starts it anew at each reload.
+const DESCRIPTORS: [&str; 4] = ["/dev/stdin", "/dev/fd", "/proc/self/fd", "/proc/thread-self/fd"];
+
+/// Whether each generation could read the configuration here, or why only the first one.
+pub fn readable_again(path: &Path) -> Result<(), String> {
+    let mend = "mount a file: docker run -v ./haproxy.cfg:/usr/local/etc/haproxy/haproxy.cfg:ro";
+    let target = fs::read_link(path).unwrap_or_default();
+    let is_descriptor = |path: &Path| DESCRIPTORS.iter().any(|name| path.starts_with(name));
+    if is_descriptor(path) || is_descriptor(&target) {
+        let name = if path.starts_with("/dev/stdin") || target.ends_with("fd/0") {
+            "standard input"
+        } else {
+            "a descriptor"
+        };
+        return Err(format!("{name} cannot be read again at a reload: {mend}"));
+    }
+    let Ok(metadata) = fs::metadata(path) else { return Ok(()) };
+    let empty = path == Path::new("/dev/null");
+    if metadata.is_file() || metadata.is_dir() || empty {
+        return Ok(());
+    }
+    Err(format!("it is no file (a pipe?) and cannot be read again at a reload: {mend}"))
+}
+
 /// Whether HAProxy could read its configuration here, or why not.
 pub fn usable(path: &Path) -> Result<(), String> {
+    readable_again(path)?;
     let files = files(path).map_err(|error| reason(&error))?;
     if files.is_empty() {
         return Err("there is no *.cfg file in that directory".into());
@@ -160,6 +185,27 @@ mod tests {
         assert_eq!(usable(dir.path()), Ok(()));
         assert_eq!(usable(&dir.path().join("a.cfg")), Ok(()));
         assert_eq!(usable(Path::new("/dev/null")), Ok(()));
+    }
+
+    #[test]
+    fn what_can_be_read_only_once_is_refused_by_name() {
+        for (path, why) in [
+            ("/dev/stdin", "standard input cannot be read again at a reload: mount a file"),
+            ("/proc/self/fd/0", "a descriptor cannot be read again"),
+            ("/dev/fd/63", "a descriptor cannot be read again"),
+            ("/dev/zero", "it is no file"),
+        ] {
+            let said = readable_again(Path::new(path)).unwrap_err();
+            assert!(said.starts_with(why), "{path}: {said}");
+        }
+        let dir = tree(&[]);
+        let fifo = dir.path().join("fifo");
+        let mode = rustix::fs::Mode::RUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        assert!(usable(&fifo).unwrap_err().starts_with("it is no file (a pipe?)"));
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("/dev/stdin", &link).unwrap();
+        assert!(usable(&link).is_err());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! The words are those of HAProxy 2.6 and 3.0; `tests/hints.rs` has each from a real one.
 
 /// What is in HAProxy's line, all of it, and what to do. The first that fits counts.
-const HINTS: [(&[&str], &str); 33] = [
+const HINTS: [(&[&str], &str); 42] = [
     (
         &["environment variable missing"],
         "set the variable (docker run -e NAME=…), or write \"${NAME-VALUE}\" for a value to stand in",
@@ -11,6 +11,44 @@ const HINTS: [(&[&str], &str); 33] = [
     (
         &["missing port specification in", "${"],
         "set the variable (docker run -e NAME=…), or write \"${NAME-VALUE}\" for a value to stand in",
+    ),
+    (
+        &["could not resolve address"],
+        "init-addr last,libc,none on that server, with a resolvers section, lets HAProxy start without \
+         the name and learn it later; HAProxy's argument -dr does so once, for all servers",
+    ),
+    (
+        &["cannot bind UNIX socket (No such file or directory)"],
+        "the directory of that socket is missing: docker run --tmpfs DIRECTORY, or mount one there",
+    ),
+    (
+        &["Cannot chroot("],
+        "make that directory in the image, mount one there (docker run --tmpfs DIRECTORY), or remove \
+         chroot",
+    ),
+    (
+        &["cannot find user id for"],
+        "this image has no such user: remove user, or give its number with uid",
+    ),
+    (
+        &["cannot find group id for"],
+        "this image has no such group: remove group, or give its number with gid",
+    ),
+    (
+        &["error opening file"],
+        "put the file there: mount its directory as well (docker run -v ./errors:DIRECTORY:ro)",
+    ),
+    (
+        &["failed to open pattern file"],
+        "put the file there: mount its directory as well (docker run -v ./maps:DIRECTORY:ro)",
+    ),
+    (
+        &["cannot open", ".lua"],
+        "put the script there: mount its directory as well (docker run -v ./lua:DIRECTORY:ro)",
+    ),
+    (
+        &["unknown keyword '\u{feff}"],
+        "the file begins with a byte order mark: save it as UTF-8 without BOM",
     ),
     (
         &["unable to stat SSL certificate"],

@@ -4,14 +4,15 @@
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
-use rustix::thread::{CapabilitySet, capabilities};
+use rustix::thread::{CapabilitySet, capabilities, no_new_privs};
 
 use super::configuration::environment::Environment;
 use super::configuration::named::Named;
 use super::configuration::reader::Reader;
-use super::configuration::{Configuration, Facts, judge};
+use super::configuration::{Configuration, Directory, Facts, Found, judge};
 use super::configuration_files;
 use super::launch::StateFile;
+use super::places;
 use super::version::Build;
 use crate::problem::Problem;
 
@@ -43,6 +44,8 @@ pub struct Judgement {
     pub state_file: Option<StateFile>,
     /// Where HAProxy will look for `/dev/log`, if it sends its log there.
     pub syslog: Vec<PathBuf>,
+    /// Directories that it needs and that are not there.
+    pub missing: Vec<Found<Directory>>,
 }
 
 impl Judge {
@@ -66,11 +69,14 @@ impl Judge {
             own_descriptors: self.own_descriptors,
             transparent: self.transparent,
             may_be_transparent: may_be_transparent(),
+            no_new_privs: no_new_privs().is_ok_and(|set| set),
             open_from: self.open_from,
         };
-        let problems = judge(&configuration, &facts);
+        let mut problems = judge(&configuration, &facts);
+        let missing = places::missing(&configuration.directories);
+        problems.extend(places::problems(&missing));
         let syslog = syslog(&configuration);
-        Judgement { problems, state_file: self.state_file(&configuration), syslog }
+        Judgement { problems, state_file: self.state_file(&configuration), syslog, missing }
     }
 
     /// The files that the configuration names, those of its lists included.

@@ -18,6 +18,7 @@ pub mod judge;
 pub mod launch;
 pub mod output;
 pub mod peers;
+pub mod places;
 pub mod ready;
 pub mod runtime_api;
 pub mod server_state;

@@ -36,6 +36,7 @@ const HAPROXY: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SYS_RESOURCE);
 
 /// What is wanted beyond what is always kept.
+#[expect(clippy::struct_excessive_bools, reason = "each is a right of its own")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
     /// `namespace` in the configuration: HAProxy enters one with `CAP_SYS_ADMIN`.
@@ -43,6 +44,8 @@ pub struct Needs {
     /// Looking into processes of another user: a HAProxy that is to be relieved, or our own where
     /// there is nobody else to look into.
     pub look_into_others: bool,
+    /// `insecure-setuid-wanted`: what HAProxy runs may gain rights by its file.
+    pub setuid: bool,
     /// A HAProxy of another container is to be relieved: the kernel lets us look into it only with
     /// all the rights that it has.
     pub relieve: bool,
@@ -67,7 +70,7 @@ fn for_us(needs: Needs) -> CapabilitySet {
 /// Gives away what is not needed from now on; for good, and for every thread and child to come.
 pub fn keep_what_is_needed(needs: Needs, haproxy: &Path) -> Result<()> {
     fault::at(Point::Rights).context("give capabilities away")?;
-    if !lives_from_its_file(haproxy) {
+    if !needs.setuid && !lives_from_its_file(haproxy) {
         set_no_new_privs(true).context("set no_new_privs")?;
     }
     reduce_to(for_us(needs))
@@ -120,7 +123,8 @@ mod tests {
 
     use super::*;
 
-    const EVERYTHING: Needs = Needs { namespaces: true, look_into_others: true, relieve: false };
+    const EVERYTHING: Needs =
+        Needs { namespaces: true, look_into_others: true, setuid: true, relieve: false };
 
     #[test]
     fn haproxy_gets_what_it_has_a_use_for_and_we_no_more_than_needed_besides() {

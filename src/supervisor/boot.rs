@@ -122,7 +122,7 @@ impl Asked {
         let variables = std::env::vars_os();
         let settings =
             Settings::from_variables(variables, configuration_files::usable, Secret::read);
-        let arguments = HaproxyArguments::parse(arguments);
+        let arguments = HaproxyArguments::parse(arguments).and_then(readable_again);
         match (settings, arguments) {
             (Ok((settings, warnings)), Ok(arguments)) => {
                 let source = source(&arguments, settings.config.as_deref(), Path::exists);
@@ -296,8 +296,12 @@ impl Survey {
     }
 
     fn needs(&self) -> Needs {
+        let configuration = self.judge().read();
+        let enters = |capability: &String| capability == "cap_sys_admin";
         Needs {
-            namespaces: self.judge().read().namespace.is_some(),
+            namespaces: configuration.namespace.is_some()
+                || configuration.setcap.iter().any(enters),
+            setuid: configuration.insecure_setuid_wanted.is_some(),
             // As PID 1 there is nobody to look into but HAProxy, whose connections are counted.
             look_into_others: self.findings.facts.pid_1,
             relieve: self.asked.settings.pids != Predecessors::None,
@@ -325,6 +329,17 @@ impl Survey {
     pub fn limits(&self) -> Limits {
         self.asked.limits()
     }
+}
+
+/// What is read anew at each reload must not be a pipe.
+fn readable_again(arguments: HaproxyArguments) -> Result<HaproxyArguments, Vec<String>> {
+    let directory = arguments.directory.as_deref().unwrap_or(Path::new(""));
+    let mistake = |path: &PathBuf| {
+        let why = configuration_files::readable_again(&directory.join(path)).err()?;
+        Some(format!("-f {}: {why}", path.display()))
+    };
+    let mistakes: Vec<_> = arguments.files.iter().filter_map(mistake).collect();
+    if mistakes.is_empty() { Ok(arguments) } else { Err(mistakes) }
 }
 
 /// `None` where the hapilot of this very container has the address, for a check may run beside it,

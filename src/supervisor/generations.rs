@@ -19,6 +19,7 @@ use crate::haproxy::insider::Insider;
 use crate::haproxy::judge::Judgement;
 use crate::haproxy::launch::{Launched, NotLaunched, StateFile};
 use crate::haproxy::output::{Words, follow};
+use crate::haproxy::places;
 use crate::haproxy::ready::ready;
 use crate::listeners::compare::{Seen, contested};
 use crate::listeners::counters::{self, Counters};
@@ -109,7 +110,8 @@ impl Supervisor {
             _ => std::mem::take(&mut self.waiting),
         };
         self.trying.insert(id, waiting);
-        let Judgement { problems, state_file, syslog } = self.judge.judge();
+        let Judgement { problems, state_file, syslog, missing } = self.judge.judge();
+        places::make(&missing);
         self.syslog.open(&syslog);
         Rc::make_mut(&mut self.program).state_file = state_file;
         let words = Words::listen();

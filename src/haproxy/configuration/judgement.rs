@@ -13,6 +13,11 @@ const ROOM: u64 = 1000;
 /// Sockets of commands, of clients of the doors, and pipes, as many as there may be at once.
 const OF_OURS: u64 = 200;
 
+/// What HAProxy allows where nothing is said.
+const FEWEST_QUESTIONS: u64 = 10;
+/// Names in one warning.
+const SHOWN: usize = 3;
+
 /// What a configuration is held against.
 #[derive(Clone, Debug)]
 pub struct Facts<'a> {
@@ -30,6 +35,8 @@ pub struct Facts<'a> {
     pub transparent: bool,
     /// Whether a socket may be made transparent (`CAP_NET_RAW` or `CAP_NET_ADMIN`).
     pub may_be_transparent: bool,
+    /// Whether `no_new_privs` is set, which nothing takes back.
+    pub no_new_privs: bool,
     /// Ports from this one on may be bound without a right.
     pub open_from: u16,
 }
@@ -43,6 +50,9 @@ pub fn judge(configuration: &Configuration, facts: &Facts<'_>) -> Vec<Problem> {
     problems.extend(user_with_usesrc(configuration, facts.version));
     problems.extend(descriptors(configuration, facts));
     problems.extend(listeners(configuration, facts));
+    problems.extend(void(configuration, facts));
+    problems.extend(few_questions(configuration));
+    problems.extend(keep_alive(configuration));
     if let Some(lowest) = &configuration.lowest_port {
         problems.extend(closed_port(&lowest.place.to_string(), lowest.value, facts.open_from));
     }
@@ -97,6 +107,56 @@ fn closed_to_transparent(configuration: &Configuration, facts: &Facts<'_>) -> Op
     Some(Problem {
         what: format!("{place}: transparent needs the capability NET_RAW, which is missing"),
         mend: "docker run --cap-add=NET_RAW".into(),
+    })
+}
+
+/// Keywords that come to nothing under hapilot.
+fn void(configuration: &Configuration, facts: &Facts<'_>) -> Vec<Problem> {
+    let pidfile = configuration.pidfile.as_ref().map(|place| Problem {
+        what: format!("{place}: pidfile is not written: HAProxy stays in front"),
+        mend: "remove that line; hapilot status shows the PIDs".into(),
+    });
+    let setuid = configuration.insecure_setuid_wanted.as_ref().filter(|_| facts.no_new_privs);
+    let setuid = setuid.map(|place| Problem {
+        what: format!("{place}: insecure-setuid-wanted has no effect: no_new_privs is set already"),
+        mend: "restart the container, and run it without --security-opt no-new-privileges".into(),
+    });
+    [pidfile, setuid].into_iter().flatten().collect()
+}
+
+/// All stats sockets share it, hapilot's own included.
+fn few_questions(configuration: &Configuration) -> Option<Problem> {
+    let found =
+        configuration.stats_maxconn.as_ref().filter(|found| found.value < FEWEST_QUESTIONS)?;
+    Some(Problem {
+        what: format!(
+            "{}: stats maxconn {} is shared by all runtime sockets: clients that stay connected keep \
+             hapilot from asking HAProxy, which delays reloads",
+            found.place, found.value
+        ),
+        mend: format!("remove that line, or allow {FEWEST_QUESTIONS} or more"),
+    })
+}
+
+fn keep_alive(configuration: &Configuration) -> Option<Problem> {
+    let all = configuration.proxies.unprepared();
+    let first = all.first()?;
+    let names: Vec<_> = all.iter().take(SHOWN).map(|found| found.value.as_str()).collect();
+    let others = match all.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        others => format!(" and {others} more"),
+    };
+    Some(Problem {
+        what: format!(
+            "{}: without option idle-close-on-response ({}{others}), a reload closes idle keep-alive \
+             connections at once: a request that is on its way then meets a closed connection",
+            first.place,
+            names.join(", ")
+        ),
+        mend:
+            "add option idle-close-on-response to defaults; an old generation then waits for each \
+               client's next request, HAPROXY_DRAIN_DEADLINE at most"
+                .into(),
     })
 }
 
@@ -203,6 +263,7 @@ mod tests {
             own_descriptors: Some(1024),
             transparent: true,
             may_be_transparent: true,
+            no_new_privs: false,
             open_from: 0,
         };
         change(&mut facts);
@@ -217,6 +278,31 @@ mod tests {
     fn an_ordinary_configuration_is_fine() {
         let text = "global\n maxconn 400\n user haproxy\n daemon\nfrontend f\n bind :80\n";
         assert_eq!(asis(text), [""; 0]);
+    }
+
+    #[test]
+    fn keywords_that_come_to_nothing_are_named() {
+        assert!(
+            asis("global\n pidfile /run/x\n")[0].starts_with("h.cfg:2: pidfile is not written")
+        );
+        let text = "global\n insecure-setuid-wanted\n";
+        assert_eq!(asis(text), [""; 0]);
+        let told = judged(text, &version(0, 3), |facts| facts.no_new_privs = true);
+        assert!(told[0].starts_with("h.cfg:2: insecure-setuid-wanted has no effect"), "{told:?}");
+        let few = asis("global\n stats maxconn 1\n");
+        assert!(few[0].starts_with("h.cfg:2: stats maxconn 1 is shared"), "{few:?}");
+        assert_eq!(asis("global\n stats maxconn 10\n"), [""; 0]);
+    }
+
+    #[test]
+    fn frontends_whose_keep_alive_clients_lose_requests_are_named_in_one_line() {
+        let front = |name: &str| format!("frontend {name}\n bind :80\n");
+        let text: String = ["a", "b", "c", "d", "e"].into_iter().map(front).collect();
+        let told = asis(&format!("defaults\n mode http\n{text}"));
+        assert_eq!(told.len(), 1);
+        let begins =
+            "h.cfg:3: without option idle-close-on-response (a, b, c and 2 more), a reload";
+        assert!(told[0].starts_with(begins), "{told:?}");
     }
 
     #[test]

@@ -7,16 +7,18 @@ pub mod environment;
 pub mod judgement;
 mod line;
 pub mod named;
+mod proxies;
 pub mod reader;
 mod time;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use environment::is_known;
 pub use judgement::{Facts, closed_port, judge};
 use named::Named;
+use proxies::Proxies;
 pub use reader::Certainty;
 use reader::{Line, Section};
 
@@ -46,6 +48,14 @@ pub struct Timeout {
     pub of: String,
     /// Zero is for ever.
     pub value: Duration,
+}
+
+/// A directory that must be there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Directory {
+    pub path: PathBuf,
+    /// The keyword that needs it.
+    pub of: &'static str,
 }
 
 /// A `peers` section.
@@ -91,6 +101,13 @@ pub struct Configuration {
     /// `namespace` of a `bind` or `server` line.
     pub namespace: Option<Place>,
     pub named: Named,
+    /// Of unix sockets that are bound, and of `chroot`; with `unix-bind prefix`.
+    pub directories: Vec<Found<Directory>>,
+    unix_prefix: String,
+    pub stats_maxconn: Option<Found<u64>>,
+    pub pidfile: Option<Place>,
+    pub insecure_setuid_wanted: Option<Place>,
+    pub proxies: Proxies,
     /// Variables that are needed and not set, each where it is needed first.
     pub unset: Vec<Found<String>>,
 }
@@ -111,6 +128,7 @@ impl Configuration {
 
     fn line(&mut self, line: &Line) {
         self.named.line(&line.words);
+        self.proxies.line(line);
         if line.begins && line.section == Section::Peers {
             let section = line.words.get(1).cloned().unwrap_or_default();
             let place = line.place.clone();
@@ -125,6 +143,7 @@ impl Configuration {
         let [keyword, arguments @ ..] = line.words.as_slice() else { return };
         self.logs(line, keyword, arguments);
         self.listens(line, keyword, arguments);
+        self.unix_sockets(line, keyword, arguments);
         match line.section {
             Section::Global => self.global(line, keyword, arguments),
             Section::Peers => self.peer(keyword, arguments),
@@ -159,6 +178,27 @@ impl Configuration {
         }
     }
 
+    /// A unix socket is made in a directory, which HAProxy does not make.
+    fn unix_sockets(&mut self, line: &Line, keyword: &str, arguments: &[String]) {
+        let (addresses, of) = match (keyword, arguments) {
+            ("stats", [socket, address, ..]) if socket == "socket" => (address, "stats socket"),
+            ("bind", [addresses, ..]) => (addresses, "bind"),
+            _ => return,
+        };
+        for path in addresses.split(',').filter_map(path) {
+            let path = PathBuf::from(format!("{}{path}", self.unix_prefix));
+            self.directory(path.parent(), of, line);
+        }
+    }
+
+    fn directory(&mut self, path: Option<&Path>, of: &'static str, line: &Line) {
+        let Some(path) = path.filter(|path| path.to_str().is_some_and(is_known)) else { return };
+        if line.certainty == Certainty::Certain {
+            let value = Directory { path: path.to_owned(), of };
+            self.directories.push(Found { value, place: line.place.clone() });
+        }
+    }
+
     fn global(&mut self, line: &Line, keyword: &str, arguments: &[String]) {
         let first = arguments.first().map_or("", String::as_str);
         let place = line.place.clone();
@@ -169,7 +209,22 @@ impl Configuration {
             "uid" if first != "0" => self.user = Some(place),
             "group" | "gid" => self.group = Some(place),
             "setcap" => self.setcap.extend(first.split(',').map(str::to_owned)),
-            "chroot" if is_known(first) => self.chroot = Some(first.into()),
+            "chroot" if is_known(first) => {
+                self.chroot = Some(first.into());
+                self.directory(Some(Path::new(first)), "chroot", line);
+            }
+            "unix-bind" => {
+                let prefix = arguments.windows(2).find(|pair| pair[0] == "prefix");
+                self.unix_prefix = prefix.map(|pair| pair[1].clone()).unwrap_or_default();
+            }
+            "stats" if first == "maxconn" => {
+                let value = arguments.get(1).and_then(|value| value.parse().ok());
+                self.stats_maxconn = value.map(|value| Found { value, place });
+            }
+            "pidfile" => self.pidfile = Some(place),
+            "insecure-setuid-wanted" if line.modifier.is_none() => {
+                self.insecure_setuid_wanted = Some(place);
+            }
             "server-state-file" if is_known(first) => self.server_state_file = Some(first.into()),
             "server-state-base" if is_known(first) => self.server_state_base = Some(first.into()),
             "localpeer" => {
@@ -279,7 +334,9 @@ mod tests {
     #[test]
     fn a_configuration_that_says_nothing_gives_nothing() {
         assert_eq!(scan(""), Configuration::default());
-        assert_eq!(scan("global\n # user haproxy\ndefaults\n"), Configuration::default());
+        let found = scan("global\n # user haproxy\ndefaults\n");
+        let proxies = found.proxies.clone();
+        assert_eq!(found, Configuration { proxies, ..Configuration::default() });
     }
 
     #[test]
@@ -353,6 +410,8 @@ mod tests {
         let program = found.program.clone();
         assert_eq!(program.as_ref().map(|place| place.line), Some(4));
         assert_eq!(found, Configuration { program, ..Configuration::default() });
+        let proxies = found.proxies.clone();
+        assert_eq!(found, Configuration { proxies, ..Configuration::default() });
     }
 
     #[test]
@@ -397,6 +456,23 @@ mod tests {
         let found = reader("3.0.1", &[]).read(&files);
         assert_eq!(found.daemon, None);
         assert_eq!(found.maxconn.unwrap().place.to_string(), "second.cfg:3");
+    }
+
+    #[test]
+    fn directories_of_sockets_are_found_with_the_prefix() {
+        let found = scan(
+            "global\n stats socket /run/haproxy/admin.sock mode 660\n stats socket ipv4@127.0.0.1:9\n \
+             stats timeout 30s\n unix-bind prefix /jail mode 600\n chroot /empty\n\
+             frontend f\n bind :80,unix@/a/b.sock\n bind abns@x\n bind \"$HAPROXY_TCP_LOG_FMT/x/y\"\n",
+        );
+        let seen: Vec<_> = found
+            .directories
+            .iter()
+            .map(|found| (found.value.path.to_str().unwrap(), found.value.of, found.place.line))
+            .collect();
+        let expected =
+            [("/run/haproxy", "stats socket", 2), ("/empty", "chroot", 6), ("/jail/a", "bind", 8)];
+        assert_eq!(seen, expected);
     }
 
     #[test]

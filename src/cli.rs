@@ -18,7 +18,7 @@ use crate::control::client::Client;
 use crate::control::protocol::{Answer, Request, SOCKET, Status};
 use crate::handover::receipt::Verdict;
 use crate::handover::takeover::plain::paused;
-use crate::haproxy::command_line::{Invocation, LAST_RESORT, Source, command, invocation};
+use crate::haproxy::command_line::{Files, Invocation, LAST_RESORT, Source, command, invocation};
 use crate::haproxy::embedded;
 use crate::haproxy::hint::hint;
 use crate::host::preflight::{self, RUN_DIRECTORY};
@@ -369,7 +369,8 @@ fn try_configuration(survey: &Survey) -> Result<u8> {
     };
     let binary = &survey.installed.path;
     let (first, others) = paths.split_first().context("find a configuration to try")?;
-    let argv = command(binary, first, others, &survey.asked.arguments.rest, None);
+    let files = Files { fragment: first, configuration: others, last: None };
+    let argv = command(binary, files, &survey.asked.arguments.rest, None);
     let run = Run::new(binary, CHECK_LIMIT).arguments(&argv[1..]).arguments(["-c"]);
     let ended = run.to_end().with_context(|| format!("check with {}", binary.display()))?;
     drop(scratch);

@@ -5,6 +5,7 @@
 mod lab;
 
 mod bad_input;
+mod carried;
 mod cli;
 mod crash;
 mod crash_state;

@@ -2,25 +2,30 @@
 //! new one. The old one may be stuck: everything is bounded, and what did not work is a warning in
 //! the receipt, never a reason to keep the old configuration.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
-use super::saved::carry_tables;
+use super::saved::{PutBack, carry_tables};
+use crate::fault::{self, Point};
 use crate::haproxy::peers::learning;
-use crate::haproxy::runtime_api::{LIMIT, ask};
-use crate::haproxy::server_state::carry_over;
-use crate::listeners::compare::{Changes, Seen, changes};
-use crate::listeners::fetch::{Listener, listeners};
-use crate::process::file::{Readers, replace};
+use crate::haproxy::runtime_api::{Conversation, LIMIT, ask, each_line};
+use crate::haproxy::server_state::{Born, Servers, Since, carry_over};
+use crate::listeners::compare::{Changes, Seen};
+use crate::listeners::fetch::Listener;
+use crate::process::patience::within;
 
 /// Before the launch everybody waits for this, so it is shorter than the usual limit.
 const SAVE_LIMIT: Duration = Duration::from_millis(500);
 /// HAProxy 2.6 learns for 5 s after each start.
 const TEACH_LIMIT: Duration = Duration::from_secs(6);
-pub(super) const STATE: &str = "show servers state";
+/// For all that is carried over: the old one drains no later.
+const CARRY_LIMIT: Duration = Duration::from_secs(8);
+const STATE: &str = "show servers state";
 const TEACH_AGAIN: Duration = Duration::from_millis(100);
+/// Of what was done, or not, a receipt lists so many.
+const MOST_TOLD: usize = 500;
 
 #[derive(Debug, Default)]
 pub struct HandedOver {
@@ -36,48 +41,42 @@ pub struct HandedOver {
     pub warnings: Vec<String>,
 }
 
-/// `old` and `new` are runtime sockets, `before` is what the old one listens on.
-pub async fn hand_over(old: PathBuf, new: PathBuf, before: Vec<Seen>) -> HandedOver {
-    let (after, mut handed) = tokio::join!(listeners(&new), carry(&old, &new));
-    handed.compare(after, |_| before);
-    handed
-}
-
 impl HandedOver {
-    /// What the new one listens on with what was listened on before.
-    pub fn compare(
-        &mut self,
-        after: Result<Vec<Listener>>,
-        before: impl FnOnce(&[Seen]) -> Vec<Seen>,
-    ) {
-        match after {
-            Ok(after) => {
-                let seen: Vec<_> = after.iter().map(Listener::seen).collect();
-                self.listeners = Some(changes(&before(&seen), &seen));
-                self.fresh = Some(after);
-            }
-            Err(error) => self.warnings.push(format!("{error:#}")),
-        }
+    /// What the new one listens on, if it said so.
+    #[must_use]
+    pub fn seen(&self) -> Option<Vec<Seen>> {
+        self.fresh.as_ref().map(|fresh| fresh.iter().map(Listener::seen).collect())
     }
 
-    /// What another one handed over besides.
+    /// What was handed over besides.
     pub fn add(&mut self, other: Self) {
         self.carried_over.extend(other.carried_over);
         self.stick_entries += other.stick_entries;
+        self.stuck |= other.stuck;
         self.warnings.extend(other.warnings);
     }
 }
 
-/// What the old one knows, without its listeners.
-pub async fn carry(old: &Path, new: &Path) -> HandedOver {
+/// What the old one knows, without its listeners. `born`: the servers that it began with.
+pub async fn carry(old: &Path, new: &Path, born: Option<&Born>, since: Since) -> HandedOver {
     let mut handed = HandedOver::default();
-    let (servers, tables, taught) =
-        tokio::join!(carry_servers(old, new), carry_tables(old, new), able_to_teach(old));
+    let (mut servers, mut tables, mut taught) = (Ok(Given::default()), PutBack::default(), Ok(()));
+    let all = async {
+        tokio::join!(
+            async { servers = carry_servers(old, new, born, since).await },
+            carry_tables(old, new, &mut tables),
+            async { taught = able_to_teach(old).await },
+        );
+    };
+    if tokio::time::timeout(CARRY_LIMIT, all).await.is_err() {
+        let limit = humantime::format_duration(CARRY_LIMIT);
+        handed.warnings.push(format!("not all was carried over within {limit}"));
+    }
     handed.stuck = servers.is_err() && taught.is_err();
     match servers {
-        Ok((commands, refused)) => {
-            handed.carried_over = commands;
-            handed.warnings.extend(refused);
+        Ok(Given { done, refused }) => {
+            handed.carried_over = some_of(done);
+            handed.warnings.extend(some_of(refused));
         }
         Err(error) => handed.warnings.push(format!("{error:#}")),
     }
@@ -85,6 +84,13 @@ pub async fn carry(old: &Path, new: &Path) -> HandedOver {
     handed.warnings.extend(tables.failures);
     handed.warnings.extend(taught.err().map(|error| format!("{error:#}")));
     handed
+}
+
+fn some_of(mut all: Vec<String>) -> Vec<String> {
+    let more = all.len().saturating_sub(MOST_TOLD);
+    all.truncate(MOST_TOLD);
+    all.extend((more > 0).then(|| format!("and {more} more")));
+    all
 }
 
 /// Waits until the old one could teach its stick tables to the new one when it is told to stop. One
@@ -117,51 +123,69 @@ pub(super) async fn still_learning(
     }
 }
 
-/// The commands that were carried out, and what was wrong with each of the others.
-async fn carry_servers(old: &Path, new: &Path) -> Result<(Vec<String>, Vec<String>)> {
-    let old_state = ask(old, STATE, LIMIT).await?;
-    let new_state = ask(new, STATE, LIMIT).await?;
-    give_servers(&old_state, &new_state, new).await
+/// The servers of a process.
+pub async fn servers_of(socket: &Path) -> Result<Servers> {
+    servers_within(socket, LIMIT).await
 }
 
+async fn servers_within(socket: &Path, limit: Duration) -> Result<Servers> {
+    within(limit, async { Ok(fault::within(Point::Ask).await?) }).await?;
+    let mut servers = Servers::default();
+    each_line(socket, STATE.as_bytes(), limit, |line| servers.add(line)).await?;
+    Ok(servers)
+}
+
+/// What the servers of a new process were told.
+#[derive(Debug, Default)]
+pub(super) struct Given {
+    /// The commands that were carried out.
+    pub(super) done: Vec<String>,
+    /// What was not, and why.
+    pub(super) refused: Vec<String>,
+}
+
+async fn carry_servers(old: &Path, new: &Path, born: Option<&Born>, since: Since) -> Result<Given> {
+    let old = servers_of(old).await?.believed(since);
+    within(CARRY_LIMIT, async {
+        let mut new = Conversation::begin(new).await?;
+        let now = servers_in(&mut new).await?;
+        let mut given = give_servers(&old, &now, &mut new).await?;
+        given.refused.extend(born.iter().flat_map(|born| born.lost(&old, &now)));
+        Ok(given)
+    })
+    .await
+}
+
+pub(super) async fn servers_in(conversation: &mut Conversation) -> Result<Servers> {
+    let mut servers = Servers::default();
+    conversation.each_line(STATE, |line| servers.add(line)).await?;
+    Ok(servers)
+}
+
+/// One conversation, however many servers there are.
 pub(super) async fn give_servers(
-    old_state: &str,
-    new_state: &str,
-    new: &Path,
-) -> Result<(Vec<String>, Vec<String>)> {
-    let (mut done, mut refused) = (Vec::new(), Vec::new());
-    for command in carry_over(old_state, new_state) {
-        // A balance that knows no weights refuses one; a drain after it still counts.
-        let answer = ask(new, &command, LIMIT).await?;
-        match answer.trim() {
-            "" => done.push(command),
-            words => refused.push(format!("{command}: {words}")),
-        }
-    }
-    Ok((done, refused))
+    old: &Servers,
+    now: &Servers,
+    new: &mut Conversation,
+) -> Result<Given> {
+    let carried = carry_over(old, now);
+    let mut given = Given { done: carried.already, refused: carried.left };
+    let Given { done, refused } = &mut given;
+    // A balance that knows no weights refuses one; a drain after it still counts.
+    let look = |command: &str, words: &str| match words {
+        "" => done.push(command.to_owned()),
+        words => refused.push(format!("{command}: {words}")),
+    };
+    new.tell(&carried.commands, look).await?;
+    Ok(given)
 }
 
 /// What is done with the old one before the next one is launched: from when that is ready, both
 /// accept, and until it is taught it sends a client to whichever server it likes. So what the old
-/// one still has to learn is waited for now.
-pub async fn prepare(old: &Path, state_file: Option<&Path>) -> Result<()> {
+/// one still has to learn is waited for now. The answer is what it knows of its servers.
+pub async fn prepare(old: &Path) -> Result<Servers> {
     still_learning(old, TEACH_LIMIT, SAVE_LIMIT).await?;
-    match state_file {
-        Some(file) => save_server_state(old, file).await,
-        None => Ok(()),
-    }
-}
-
-/// Saves the state of the servers where the next generation looks for it (`server-state-file`; it
-/// is read where the configuration says `load-server-state-from-file`).
-async fn save_server_state(runtime_socket: &Path, file: &Path) -> Result<()> {
-    let state = ask(runtime_socket, STATE, SAVE_LIMIT).await?;
-    write_server_state(&state, file)
-}
-
-pub(super) fn write_server_state(state: &str, file: &Path) -> Result<()> {
-    let written = replace(file, state.as_bytes(), Readers::All);
-    written.with_context(|| format!("save the state of the servers to {}", file.display()))
+    servers_within(old, SAVE_LIMIT).await
 }
 
 #[cfg(test)]
@@ -181,10 +205,22 @@ mod tests {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
             let mut stream = BufReader::new(stream);
-            let mut line = String::new();
-            stream.read_line(&mut line).await.unwrap();
-            stream.get_mut().write_all(answer(line.trim()).as_bytes()).await.unwrap();
-            heard.borrow_mut().push(line.trim().to_owned());
+            let mut prompt = "";
+            loop {
+                let mut line = String::new();
+                if stream.read_line(&mut line).await.unwrap() == 0 {
+                    break;
+                }
+                if line == "prompt\n" {
+                    prompt = "\n> ";
+                }
+                let answer = answer(line.trim()) + prompt;
+                stream.get_mut().write_all(answer.as_bytes()).await.unwrap();
+                heard.borrow_mut().push(line.trim().to_owned());
+                if prompt.is_empty() {
+                    break;
+                }
+            }
         }
     }
 
@@ -197,16 +233,16 @@ mod tests {
         let new_state = |command: &str| match command {
             "show servers state" => format!("{COLUMNS}web 1 a 0 10 10\nweb 2 b 0 1 1\n"),
             weight if weight.contains("weight") => "only 0% and 100%\n".to_owned(),
-            _ => "\n".to_owned(),
+            _ => String::new(),
         };
         let carried = tokio::select! {
             biased;
             () = pretend(&old, old_state, &before) => unreachable!(),
             () = pretend(&new, new_state, &after) => unreachable!(),
-            carried = carry_servers(&old, &new) => carried.unwrap(),
+            carried = carry_servers(&old, &new, None, Since::Changed) => carried.unwrap(),
         };
-        assert_eq!(carried.0, ["set server web/b state maint"]);
-        assert_eq!(carried.1, ["set server web/a weight 5: only 0% and 100%"]);
-        assert_eq!(after.borrow().len(), 3);
+        assert_eq!(carried.done, ["set server web/b state maint"]);
+        assert_eq!(carried.refused, ["set server web/a weight 5: only 0% and 100%"]);
+        assert_eq!(after.borrow().len(), 4);
     }
 }

@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::pace::Change;
-use super::reload::{STATE, give_servers, still_learning, write_server_state};
+use super::reload::{Given, give_servers, servers_in, servers_of, still_learning};
 use crate::haproxy::peers::{known_to_others, taught};
-use crate::haproxy::runtime_api::{LIMIT, ask, each_line};
-use crate::haproxy::server_state::{by_hand, count, numbers};
+use crate::haproxy::runtime_api::{Conversation, LIMIT, ask, each_line};
+use crate::haproxy::server_state::{Servers, numbers, servers, worth_keeping};
 use crate::haproxy::stick_table::{
-    Head, Plan, Present, Servers, Set, Table, batches, put_back, spellings,
+    Head, Plan, Present, Servers as Numbers, Set, Table, batches, put_back, spellings,
 };
 
 /// Of all tables together; some 100 bytes each.
@@ -32,8 +32,9 @@ const PUT_BACK_LIMIT: Duration = Duration::from_mins(1);
 #[derive(Debug)]
 pub struct Saved {
     pub at: Instant,
-    /// Those that were set by hand, as HAProxy shows them.
+    /// Those that were set by hand or are known to be bad, as HAProxy shows them.
     servers: String,
+    by_hand: usize,
     tables: Vec<Table>,
     /// What is not saved, and why.
     pub left_out: Vec<String>,
@@ -42,7 +43,13 @@ pub struct Saved {
 impl Saved {
     #[must_use]
     pub fn servers(&self) -> usize {
-        count(&self.servers)
+        self.by_hand
+    }
+
+    /// What the next one is to know from its first moment on.
+    #[must_use]
+    pub fn known(&self) -> Servers {
+        servers(&self.servers)
     }
 
     #[must_use]
@@ -52,7 +59,7 @@ impl Saved {
 
     fn nothing() -> Self {
         let (servers, tables, left_out) = (String::new(), Vec::new(), Vec::new());
-        Self { at: Instant::now(), servers, tables, left_out }
+        Self { at: Instant::now(), servers, by_hand: 0, tables, left_out }
     }
 
     async fn add(&mut self, socket: &Path, heads: Vec<Head>) {
@@ -87,18 +94,18 @@ impl Saved {
     }
 }
 
-/// `None` where there is nothing that could be lost: no server and no table. The state of the
-/// servers is written to `file` as well, for a configuration that loads it.
-pub async fn save(socket: &Path, file: Option<&Path>) -> Result<Option<Saved>> {
-    let state = ask(socket, STATE, LIMIT).await?;
+/// `None` where there is nothing that could be lost: no server and no table.
+pub async fn save(socket: &Path) -> Result<Option<Saved>> {
+    let mut servers = servers_of(socket).await?;
     let heads = heads(socket).await?;
-    if count(&state) == 0 && heads.is_empty() {
+    if servers.all.is_empty() && heads.is_empty() {
         return Ok(None);
     }
-    if let Some(file) = file {
-        write_server_state(&state, file)?;
+    let mut saved = Saved::nothing();
+    (saved.servers, saved.by_hand) = (worth_keeping(&mut servers), servers.by_hand());
+    if servers.left_out > 0 {
+        saved.left_out.push(format!("{} servers: there are too many", servers.left_out));
     }
-    let mut saved = Saved { servers: by_hand(&state), ..Saved::nothing() };
     saved.add(socket, heads).await;
     Ok(Some(saved))
 }
@@ -162,17 +169,22 @@ async fn give_all(
     then: Present,
     done: &mut PutBack,
 ) -> Result<()> {
-    let state = ask(socket, STATE, LIMIT).await?;
-    if missing.get() == Missing::All {
-        let (servers, refused) = give_servers(&saved.servers, &state, socket).await?;
-        done.servers = servers;
-        done.failures.extend(refused);
-        missing.set(Missing::Entries);
-    }
+    let now = {
+        let mut new = Conversation::begin(socket).await?;
+        let now = servers_in(&mut new).await?;
+        if missing.get() == Missing::All {
+            let Given { done: servers, refused } =
+                give_servers(&saved.known(), &now, &mut new).await?;
+            done.servers = servers;
+            done.failures.extend(refused);
+            missing.set(Missing::Entries);
+        }
+        now
+    };
     if saved.entries() == 0 {
         return Ok(());
     }
-    let numbers = numbers(&state);
+    let numbers = numbers(&now);
     let heads = heads(socket).await?;
     let peers = ask(socket, "show peers", LIMIT).await?;
     let others = known_to_others(&peers);
@@ -194,9 +206,8 @@ async fn give_all(
 
 /// Stick tables that no `peers` section has, from one that still serves to one that does already.
 /// What is counted meanwhile counts in the new one.
-pub async fn carry_tables(old: &Path, new: &Path) -> PutBack {
-    let mut done = PutBack::default();
-    let carried = tokio::time::timeout(CARRY_LIMIT, carry(old, new, &mut done)).await;
+pub async fn carry_tables(old: &Path, new: &Path, done: &mut PutBack) {
+    let carried = tokio::time::timeout(CARRY_LIMIT, carry(old, new, done)).await;
     match carried {
         Ok(Ok(())) => {}
         Ok(Err(error)) => done.failures.push(format!("{error:#}")),
@@ -205,7 +216,6 @@ pub async fn carry_tables(old: &Path, new: &Path) -> PutBack {
             done.failures.push(format!("not all stick tables were carried over within {limit}"));
         }
     }
-    done
 }
 
 async fn carry(old: &Path, new: &Path, done: &mut PutBack) -> Result<()> {
@@ -225,7 +235,7 @@ async fn carry(old: &Path, new: &Path, done: &mut PutBack) -> Result<()> {
     if saved.entries() == 0 {
         return Ok(());
     }
-    let numbers = numbers(&ask(new, STATE, LIMIT).await?);
+    let numbers = numbers(&servers_of(new).await?);
     let mut giving = Giving { socket: new, saved: &saved, heads: &heads, numbers: &numbers, done };
     for table in &saved.tables {
         giving.table(table, Present::Counts).await?;
@@ -237,7 +247,7 @@ struct Giving<'a> {
     socket: &'a Path,
     saved: &'a Saved,
     heads: &'a [Head],
-    numbers: &'a HashMap<String, Servers>,
+    numbers: &'a HashMap<String, Numbers>,
     done: &'a mut PutBack,
 }
 

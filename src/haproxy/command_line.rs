@@ -182,19 +182,28 @@ pub fn source(
     setting.or_else(usual).map_or(Source::Embedded, |path| Source::Paths(vec![path.to_owned()]))
 }
 
+/// What a generation reads, in this order.
+#[derive(Clone, Copy, Debug)]
+pub struct Files<'a> {
+    pub fragment: &'a Path,
+    pub configuration: &'a [PathBuf],
+    pub last: Option<&'a Path>,
+}
+
 /// The argv of one generation. The fragment comes before the configuration, whose `global` may
 /// then say otherwise; it must be absolute because `-C` changes the directory first.
 #[must_use]
 pub fn command(
     binary: &Path,
-    fragment: &Path,
-    configuration: &[PathBuf],
+    files: Files<'_>,
     rest: &[OsString],
     from: Option<&Path>,
 ) -> Vec<OsString> {
     let mut argv: Vec<OsString> = vec![binary.into(), "-db".into()];
     argv.extend_from_slice(rest);
-    for file in std::iter::once(fragment).chain(configuration.iter().map(PathBuf::as_path)) {
+    let Files { fragment, configuration, last } = files;
+    let first = std::iter::once(fragment);
+    for file in first.chain(configuration.iter().map(PathBuf::as_path)).chain(last) {
         argv.extend(["-f".into(), file.into()]);
     }
     if let Some(socket) = from {
@@ -388,20 +397,22 @@ mod tests {
     fn a_generation_gets_its_fragment_before_the_configuration_and_its_predecessor_last() {
         let files = ["/a.cfg".into(), "/conf.d".into()];
         let binary = Path::new("/usr/sbin/haproxy");
-        let fragment = Path::new("/run/f.cfg");
-        let argv =
-            command(binary, fragment, &files, &split("-L me"), Some(Path::new("/run/k.sock")));
-        let expected =
-            "/usr/sbin/haproxy -db -L me -f /run/f.cfg -f /a.cfg -f /conf.d -x /run/k.sock";
+        let (fragment, last) = (Path::new("/run/f.cfg"), Some(Path::new("/run/l.cfg")));
+        let all = Files { fragment, configuration: &files, last };
+        let argv = command(binary, all, &split("-L me"), Some(Path::new("/run/k.sock")));
+        let expected = "/usr/sbin/haproxy -db -L me -f /run/f.cfg -f /a.cfg -f /conf.d \
+                        -f /run/l.cfg -x /run/k.sock";
         assert_eq!(argv, split(expected));
-        assert_eq!(command(binary, fragment, &[], &[], None).last().unwrap(), "/run/f.cfg");
+        let alone = Files { fragment, configuration: &[], last: None };
+        assert_eq!(command(binary, alone, &[], None).last().unwrap(), "/run/f.cfg");
     }
 
     #[test]
     fn what_a_generation_is_started_with_is_read_back_as_it_was_meant() {
         for line in ["", "-L me", "-n 5 -V", "-dt h1 -q", "-Z new value -m 9", "-C -f"] {
             let (files, rest) = (["/a.cfg".into(), "-odd".into()], split(line));
-            let argv = command(Path::new("h"), Path::new("/run/f"), &files, &rest, None);
+            let files = Files { fragment: Path::new("/run/f"), configuration: &files, last: None };
+            let argv = command(Path::new("h"), files, &rest, None);
             let parsed = HaproxyArguments::parse(&argv[1..]).unwrap();
             assert_eq!(parsed.files, ["/run/f", "/a.cfg", "-odd"].map(PathBuf::from), "{line}");
             assert_eq!(parsed.rest, rest, "{line}");
@@ -429,7 +440,9 @@ mod tests {
         write("conf.d/ignored", "nonsense\n");
         let files = [path("main.cfg"), path("conf.d")];
         let rest = split("-L me -dD");
-        let argv = command(Path::new("haproxy"), &path("fragment.cfg"), &files, &rest, None);
+        let fragment = path("fragment.cfg");
+        let files = Files { fragment: &fragment, configuration: &files, last: None };
+        let argv = command(Path::new("haproxy"), files, &rest, None);
         let output = Command::new(&argv[0]).args(&argv[1..]).arg("-c").output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }

@@ -72,6 +72,16 @@ pub fn read(
     Ok(reader.read(&texts))
 }
 
+/// What is in all of them, in the order in which HAProxy reads them. What cannot be read is left out.
+#[must_use]
+pub fn texts(paths: &[PathBuf], directory: Option<&Path>) -> Vec<String> {
+    let whole = |path: &PathBuf| directory.map_or_else(|| path.clone(), |at| at.join(path));
+    let files = paths.iter().map(whole).flat_map(|path| files(&path).unwrap_or_default());
+    let read =
+        |file: PathBuf| fs::read(file).map(|text| String::from_utf8_lossy(&text).into_owned());
+    files.filter(|file| file.is_file()).filter_map(|file| read(file).ok()).collect()
+}
+
 /// The files of a configuration as they were, in a directory that is removed with this. What they
 /// name by a path (certificates, maps) is not in it.
 #[derive(Debug)]

@@ -18,7 +18,12 @@ use anyhow::{Context, Result};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::command_line;
+use super::command_line::Files;
 use super::generation::GenerationId;
+use super::inheritance::script;
+use super::server_state::Servers;
+use super::state_file::{Written, state_file};
+use super::version::Build;
 use crate::fault::{self, Point};
 use crate::process::birth;
 use crate::process::exit::Exit;
@@ -44,6 +49,36 @@ pub struct Program {
     pub needs: Needs,
     /// What the last HAProxy that was ready had of them; nought before.
     pub threads: usize,
+    pub lua: Lua,
+}
+
+/// What this HAProxy does with `lua-load`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lua {
+    /// It was built without.
+    Missing,
+    Loads,
+    /// It warns where `tune.lua.bool-sample-conversion` was not set before (3.1 and newer).
+    Asks,
+}
+
+impl Lua {
+    #[must_use]
+    pub fn of(build: &Build) -> Self {
+        match build.has("LUA") {
+            false => Self::Missing,
+            true if build.version.at_least(3, 1) => Self::Asks,
+            true => Self::Loads,
+        }
+    }
+}
+
+/// What a generation is to know from its first moment on.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    pub servers: &'a Servers,
+    /// The files of its configuration.
+    pub texts: &'a [String],
 }
 
 /// HAProxy's process, and the thread of ours that starts it.
@@ -97,9 +132,15 @@ impl Program {
         self.run_directory.join(format!("generation-{id}.d"))
     }
 
+    /// Behind the configuration, and what it loads: only where there is something to be known.
+    fn last(&self, id: GenerationId) -> [PathBuf; 2] {
+        ["last.cfg", "lua"].map(|end| self.run_directory.join(format!("generation-{id}.{end}")))
+    }
+
     /// Removes the files of a generation that is gone.
     pub fn forget(&self, id: GenerationId) {
-        for path in [self.runtime_socket(id), self.fragment(id)] {
+        let [last, lua] = self.last(id);
+        for path in [self.runtime_socket(id), self.fragment(id), last, lua] {
             if let Err(error) = fault::at(Point::Forget).and_then(|()| fs::remove_file(&path))
                 && error.kind() != io::ErrorKind::NotFound
             {
@@ -108,15 +149,35 @@ impl Program {
         }
     }
 
-    /// What an earlier hapilot saved may be long out of date: the first generation starts as the
-    /// configuration says. A file of the operator's stays.
-    pub fn forget_server_state(&self) {
-        if let Some(StateFile::Ours(path)) = &self.state_file
-            && let Err(error) = fs::remove_file(path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(%error, path = %path.display(), "could not remove the file");
+    /// Writes the servers' state where the generation looks for it. What an earlier hapilot saved may be
+    /// long out of date: a generation of which nothing is known starts as the configuration says. A
+    /// file of the operator's stays then.
+    fn write_server_state(&self, known: Known<'_>) -> Result<()> {
+        let Some(place) = &self.state_file else { return Ok(()) };
+        if known.servers.all.is_empty() {
+            return match place {
+                StateFile::Ours(path) => gone(fs::remove_file(path), path),
+                StateFile::Theirs(_) => Ok(()),
+            };
         }
+        let mut written = Written::default();
+        known.texts.iter().for_each(|text| written.add(text));
+        let (path, state) = (place.path(), state_file(known.servers, &written));
+        file::replace(path, state.as_bytes(), Readers::All)
+            .with_context(|| format!("save the state of the servers to {}", path.display()))
+    }
+
+    /// The part of the configuration that comes last, if there is one.
+    fn write_last(&self, id: GenerationId, known: Known<'_>) -> Result<Option<PathBuf>> {
+        let Some(script) = script(known.servers).filter(|_| self.lua != Lua::Missing) else {
+            return Ok(None);
+        };
+        let [last, lua] = self.last(id);
+        let text = last_text(id, &lua, self.lua, known.texts);
+        for (path, text) in [(&lua, script), (&last, text)] {
+            fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
+        }
+        Ok(Some(last))
     }
 
     pub fn launch(
@@ -124,8 +185,17 @@ impl Program {
         id: GenerationId,
         from: Option<&Path>,
         configuration: &[PathBuf],
+        known: Known<'_>,
     ) -> std::result::Result<Launched, NotLaunched> {
         let ours = |error| NotLaunched { exit: Exit::Code(70), error: explained(error) };
+        // Without it the generation serves as well.
+        if let Err(error) = self.write_server_state(known) {
+            tracing::warn!(generation = id.number(), "the servers' state: {error:#}");
+        }
+        let last = self.write_last(id, known).unwrap_or_else(|error| {
+            tracing::warn!(generation = id.number(), "what is known of the servers: {error:#}");
+            None
+        });
         let runtime_socket = self.runtime_socket(id);
         let listener = bind(&runtime_socket).map_err(ours)?;
         let fragment = self.fragment(id);
@@ -137,8 +207,8 @@ impl Program {
         let (output, child_side) = pipe_with(PipeFlags::CLOEXEC)
             .context("make a pipe for HAProxy's output")
             .map_err(ours)?;
-        let argv =
-            command_line::command(&self.binary, &fragment, configuration, &self.arguments, from);
+        let files = Files { fragment: &fragment, configuration, last: last.as_deref() };
+        let argv = command_line::command(&self.binary, files, &self.arguments, from);
         let mut command = self.command(&argv, id, child_side).map_err(ours)?;
         birth::of_haproxy(&mut command, vec![listener.as_raw_fd()]);
         let child = fault::at(Point::Spawn)
@@ -191,6 +261,29 @@ fn fragment_text(id: GenerationId, runtime_fd: i32, state_file: Option<&StateFil
     text
 }
 
+fn last_text(id: GenerationId, lua: &Path, does: Lua, texts: &[String]) -> String {
+    let mut text = format!(
+        "# hapilot's last part of generation {id}: what it is to know of its servers before it accepts \
+         its\n# first connection.\nglobal\n"
+    );
+    if does == Lua::Asks && !texts.iter().any(|text| text.contains("lua-load")) {
+        text.push_str("    tune.lua.bool-sample-conversion normal\n");
+    }
+    // Into a `String` it cannot fail.
+    let _ = writeln!(text, "    lua-load {}", lua.display());
+    text
+}
+
+/// Not to be there is as good.
+fn gone(removed: io::Result<()>, path: &Path) -> Result<()> {
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn bind(path: &Path) -> Result<UnixListener> {
     // Left over from a hapilot that was killed in the same container.
     if let Err(error) = fs::remove_file(path)
@@ -216,7 +309,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_our_own_server_state_is_forgotten() {
+    fn where_nothing_is_known_only_our_own_server_state_is_forgotten() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("state");
         let program = |state_file| Program {
@@ -228,13 +321,25 @@ mod tests {
             state_file: Some(state_file),
             needs: Needs::default(),
             threads: 0,
+            lua: Lua::Missing,
         };
+        let nothing = Known { servers: &Servers::default(), texts: &[] };
         fs::write(&file, "1\n").unwrap();
-        program(StateFile::Theirs(file.clone())).forget_server_state();
+        program(StateFile::Theirs(file.clone())).write_server_state(nothing).unwrap();
         assert!(file.exists());
         let ours = StateFile::Ours(file.clone());
-        program(ours.clone()).forget_server_state();
+        program(ours.clone()).write_server_state(nothing).unwrap();
         assert!(!file.exists());
         assert!(!fragment_text(GenerationId::FIRST, 3, Some(&ours)).contains("server-state-file"));
+    }
+
+    #[test]
+    fn haproxy_is_told_how_to_convert_only_where_it_asks_and_nothing_else_is_loaded() {
+        let (id, lua) = (GenerationId::FIRST, Path::new("/run/x.lua"));
+        let told = |does, text: &str| {
+            last_text(id, lua, does, &[text.to_owned()]).contains("bool-sample-conversion")
+        };
+        assert!(told(Lua::Asks, "global\n"));
+        assert!(!told(Lua::Asks, "global\n lua-load-per-thread x\n") && !told(Lua::Loads, ""));
     }
 }

@@ -1,13 +1,15 @@
 //! Acts: asks a generation over its runtime socket (HAProxy management guide, "Unix Socket
-//! commands"). One connection for each question; HAProxy hangs up after its answer.
+//! commands"). Every answer has a limit in time and in bytes; one that may be long is looked at line
+//! by line as it comes. HAProxy hangs up after the answer to a question; a conversation goes on.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use anyhow::{Context, Result, ensure};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 use crate::fault::{self, Point};
 use crate::host::lease;
@@ -15,6 +17,14 @@ use crate::process::patience::within;
 
 /// HAProxy answers from its event loop; one that is stopped or stuck must not stop us.
 pub const LIMIT: Duration = Duration::from_secs(2);
+/// Of an answer that is kept whole.
+pub const LONGEST_ANSWER: usize = 256 * 1024;
+/// HAProxy puts a line together in a buffer of `tune.bufsize`, which has 16 KiB unless it was changed.
+const LONGEST_LINE: usize = 64 * 1024;
+/// Of an answer that is looked at line by line: 100,000 sessions or entries fill a third of it.
+const MOST_STREAMED: usize = 128 * 1024 * 1024;
+/// Where a line would begin, once the answer is over.
+const PROMPT: &[u8] = b"> ";
 
 /// What a hapilot's door is told first that is to lead to its HAProxy. `@hapilot/INSTANCE` in place of
 /// a path means this.
@@ -30,12 +40,13 @@ pub async fn ask(socket: &Path, command: &str, limit: Duration) -> Result<String
         .with_context(|| format!("ask {} for {command:?}", socket.display()))
 }
 
-/// Unbounded: whoever asks has the limit.
+/// Unbounded in time: the caller has the limit.
 pub async fn exchange(mut stream: UnixStream, command: &str) -> Result<String> {
     send(&mut stream, command.as_bytes()).await?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await.context("read the answer")?;
-    Ok(String::from_utf8_lossy(&answer).into_owned())
+    let mut answer = String::new();
+    let look = |line: &str| keep_line(&mut answer, line, LONGEST_ANSWER);
+    lines(&mut BufReader::new(stream), End::HangUp, look).await?;
+    Ok(answer)
 }
 
 async fn connect(socket: &Path) -> Result<UnixStream> {
@@ -63,18 +74,128 @@ pub async fn each_line(
     let exchange = async {
         let mut stream = connect(socket).await?;
         send(&mut stream, command).await?;
-        let mut answer = BufReader::new(stream);
-        let mut line = Vec::new();
-        while answer.read_until(b'\n', &mut line).await.context("read the answer")? > 0 {
-            look(String::from_utf8_lossy(&line).trim_end_matches('\n'));
-            line.clear();
-        }
-        Ok(())
+        let look = |line: &str| {
+            look(line);
+            Ok(())
+        };
+        lines(&mut BufReader::new(stream), End::HangUp, look).await
     };
     within(limit, exchange).await.with_context(|| {
         let begin: String = String::from_utf8_lossy(command).chars().take(60).collect();
         format!("ask {} for {begin:?}", socket.display())
     })
+}
+
+/// An error once it would be longer than that.
+fn keep_line(text: &mut String, line: &str, most: usize) -> Result<()> {
+    ensure!(text.len() + line.len() < most, "the answer is longer than {most} bytes");
+    text.push_str(line);
+    text.push('\n');
+    Ok(())
+}
+
+/// Where an answer ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// HAProxy hangs up behind it.
+    HangUp,
+    /// A prompt follows, and the connection goes on.
+    Prompt,
+}
+
+/// Looks at each line up to the end of the answer.
+async fn lines(
+    stream: &mut BufReader<impl AsyncRead + Unpin>,
+    end: End,
+    mut look: impl FnMut(&str) -> Result<()>,
+) -> Result<()> {
+    let (mut line, mut streamed) = (Vec::new(), 0);
+    loop {
+        let bytes = stream.fill_buf().await.context("read the answer")?;
+        if bytes.is_empty() {
+            ensure!(end == End::HangUp, "HAProxy hung up");
+            return if line.is_empty() { Ok(()) } else { look(&String::from_utf8_lossy(&line)) };
+        }
+        // A prompt has no end of line, so what could become one is taken byte by byte.
+        let most = if line.len() < PROMPT.len() { 1 } else { bytes.len() };
+        let found = bytes[..most].iter().position(|byte| *byte == b'\n');
+        let taken = found.map_or(most, |at| at + 1);
+        line.extend_from_slice(&bytes[..taken]);
+        stream.consume(taken);
+        streamed += taken;
+        if end == End::Prompt && line == PROMPT {
+            return Ok(());
+        }
+        ensure!(line.len() <= LONGEST_LINE, "a line of the answer is longer than {LONGEST_LINE}");
+        ensure!(streamed <= MOST_STREAMED, "the answer is longer than {MOST_STREAMED} bytes");
+        if found.is_some() {
+            look(String::from_utf8_lossy(&line[..line.len() - 1]).as_ref())?;
+            line.clear();
+        }
+    }
+}
+
+/// Many commands on one connection, each with its answer. Without limits of time: the caller has them.
+#[derive(Debug)]
+pub struct Conversation {
+    hears: BufReader<OwnedReadHalf>,
+    says: OwnedWriteHalf,
+}
+
+impl Conversation {
+    pub async fn begin(socket: &Path) -> Result<Self> {
+        let (hears, says) = connect(socket).await?.into_split();
+        let mut conversation = Self { hears: BufReader::new(hears), says };
+        // Without a prompt HAProxy hangs up after its first answer.
+        conversation.each_line("prompt", |_| {}).await?;
+        Ok(conversation)
+    }
+
+    /// Looks at each line of the answer as it comes.
+    pub async fn each_line(&mut self, command: &str, mut look: impl FnMut(&str)) -> Result<()> {
+        self.says.write_all(format!("{command}\n").as_bytes()).await.context("send")?;
+        let look = |line: &str| {
+            look(line);
+            Ok(())
+        };
+        lines(&mut self.hears, End::Prompt, look).await
+    }
+
+    /// The raw answer, as HAProxy would send it without a prompt.
+    pub async fn ask(&mut self, command: &str) -> Result<String> {
+        let mut answer = String::new();
+        self.says.write_all(format!("{command}\n").as_bytes()).await.context("send")?;
+        let look = |line: &str| keep_line(&mut answer, line, LONGEST_ANSWER);
+        lines(&mut self.hears, End::Prompt, look).await?;
+        Ok(answer)
+    }
+
+    /// All commands are sent without waiting for answers. Each is looked at with what HAProxy says to
+    /// it, which is nothing where it obeys.
+    pub async fn tell(
+        &mut self,
+        commands: &[String],
+        mut look: impl FnMut(&str, &str),
+    ) -> Result<()> {
+        let Self { hears, says } = self;
+        let send = async {
+            for some in commands.chunks(64) {
+                let text = some.join("\n") + "\n";
+                says.write_all(text.as_bytes()).await.context("send")?;
+            }
+            Ok(())
+        };
+        let hear = async {
+            for command in commands {
+                let mut words = String::new();
+                let look_at = |line: &str| keep_line(&mut words, line, LONGEST_LINE);
+                lines(hears, End::Prompt, look_at).await?;
+                look(command, words.trim());
+            }
+            Ok(())
+        };
+        tokio::try_join!(send, hear).map(|((), ())| ())
+    }
 }
 
 /// The value of a line `Name: value` of `show info`.

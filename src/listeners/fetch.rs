@@ -25,7 +25,8 @@ use crate::fault::{self, Point};
 use crate::process::limits::explained;
 use crate::process::patience::within;
 
-const LIMIT: Duration = Duration::from_secs(2);
+/// The verdict on the listeners waits for no longer.
+const LIMIT: Duration = Duration::from_secs(1);
 
 /// One for each port, which is more than any HAProxy has descriptors for.
 const MOST: usize = 65_536;

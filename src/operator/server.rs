@@ -8,7 +8,7 @@ use std::fmt;
 use glob::{MatchOptions, Pattern};
 
 use crate::haproxy::server_state::{
-    self, CONFIGURED_MAINTENANCE, FORCED_DRAIN, FORCED_MAINTENANCE,
+    self, CONFIGURED_MAINTENANCE, FORCED_DRAIN, FORCED_MAINTENANCE, Health,
 };
 
 /// Bits of `srv_admin_state`: also inherited, and for want of an address.
@@ -135,9 +135,15 @@ pub fn servers(state: &str, stat: &str) -> Vec<Server> {
     let with_sessions = |server: server_state::Server| {
         let name = format!("{}/{}", server.backend, server.name);
         let sessions = sessions.get(&name).copied().unwrap_or_default();
-        Server { name, admin: server.admin, down: server.is_down, weight: server.weight, sessions }
+        Server {
+            name,
+            admin: server.admin,
+            down: server.health == Health::Down,
+            weight: server.weight,
+            sessions,
+        }
     };
-    server_state::servers(state).into_iter().map(with_sessions).collect()
+    server_state::servers(state).all.into_iter().map(with_sessions).collect()
 }
 
 fn sessions(stat: &str) -> HashMap<String, u64> {

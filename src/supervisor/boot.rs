@@ -43,7 +43,7 @@ use crate::haproxy::command_line::{HaproxyArguments, Source, source};
 use crate::haproxy::configuration::{Configuration, closed_port};
 use crate::haproxy::installed::{self, Installed};
 use crate::haproxy::judge::{self, Judge};
-use crate::haproxy::launch::Program;
+use crate::haproxy::launch::{Lua, Program};
 use crate::haproxy::version::Build;
 use crate::haproxy::{configuration_files, embedded};
 use crate::host::backend::Backend;
@@ -292,6 +292,7 @@ impl Survey {
             state_file: None,
             needs: self.needs(),
             threads: 0,
+            lua: Lua::of(&self.installed.build),
         }
     }
 

@@ -1,6 +1,8 @@
 //! Acts: the generations as processes. What they are to each other is the lifecycle's business.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -10,17 +12,19 @@ use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
 use super::guarding::Guarded;
-use super::lifecycle::{Event, Phase, StateName, Why};
+use super::lifecycle::{Event, Phase, Sharing, StateName, Why};
 use super::run::{Message, Supervisor, milliseconds};
-use crate::handover::reload::{HandedOver, hand_over, prepare};
-use crate::haproxy::configuration_files::Copies;
+use crate::handover::reload::{HandedOver, carry, prepare, servers_of};
+use crate::handover::saved::Saved;
+use crate::haproxy::configuration_files::{Copies, texts};
 use crate::haproxy::generation::GenerationId;
 use crate::haproxy::insider::Insider;
 use crate::haproxy::judge::Judgement;
-use crate::haproxy::launch::{Launched, NotLaunched, StateFile};
+use crate::haproxy::launch::{Known, Launched, NotLaunched};
 use crate::haproxy::output::{Words, follow};
 use crate::haproxy::places;
 use crate::haproxy::ready::ready;
+use crate::haproxy::server_state::{Born, Servers, Since};
 use crate::listeners::compare::{Seen, contested};
 use crate::listeners::counters::{self, Counters};
 use crate::listeners::fetch::{Listener, listeners};
@@ -56,6 +60,14 @@ pub(super) struct Running {
     pub(super) tasks: Vec<JoinHandle<()>>,
     pub(super) listens: Vec<Seen>,
     pub(super) handed_over: HandedOver,
+    /// What it is to know of its servers before it accepts its first connection.
+    known: Servers,
+    /// Of the text of its configuration.
+    configuration: u64,
+    /// Whether that is another one than the configuration of the generation before.
+    since: Since,
+    /// The servers that it began with, once it has said so.
+    born: Rc<RefCell<Option<Born>>>,
     /// What its configuration is warned of.
     pub(super) warnings: Vec<String>,
     /// It answered, but would serve nobody.
@@ -101,6 +113,12 @@ impl Drop for Running {
     }
 }
 
+fn digest(texts: &[String]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    texts.hash(&mut hasher);
+    hasher.finish()
+}
+
 impl Supervisor {
     /// Whoever asked for a reload by now gets what this launch brings.
     pub(super) fn prepare(&mut self, id: GenerationId, from: Option<GenerationId>, why: Why) {
@@ -132,32 +150,51 @@ impl Supervisor {
             tasks: Vec::new(),
             listens: Vec::new(),
             handed_over: HandedOver::default(),
+            known: Servers::default(),
+            configuration: 0,
+            since: Since::Changed,
+            born: Rc::default(),
             warnings: problems.iter().map(ToString::to_string).collect(),
             rejected: false,
             guarded: Guarded::default(),
             insider: None,
         };
-        let Some(old) = from.and_then(|from| self.generations.get(&from)) else {
+        let old = from.and_then(|from| self.generations.get(&from));
+        let olds: Vec<_> = match old {
+            Some(old) => vec![old.runtime_socket.clone()],
+            None => self.taking_over.runtime_sockets(),
+        };
+        if olds.is_empty() {
             // After a crash it is what was saved last.
-            if why == Why::Start {
-                self.program.forget_server_state();
+            if why != Why::Start {
+                running.known = self.saving.with(Saved::known).unwrap_or_default();
             }
             self.generations.insert(id, running);
             return self.launch(id);
-        };
-        let (socket, program) = (old.runtime_socket.clone(), Rc::clone(&self.program));
+        }
         let messages = self.messages.clone();
         running.tasks.push(tokio::task::spawn_local(async move {
-            let file = program.state_file.as_ref();
-            if let Err(error) = prepare(&socket, file.map(StateFile::path)).await
-                && file.is_some()
-            {
-                program.forget_server_state();
-                warn!(generation = id.number(), "server state was not saved: {error:#}");
+            let mut known = Servers::default();
+            for old in olds {
+                match prepare(&old).await {
+                    Ok(servers) => known.all.extend(servers.all),
+                    Err(error) => warn!(
+                        generation = id.number(),
+                        "it does not know from its first connection on what the one before knew of its \
+                         servers: {error:#}"
+                    ),
+                }
             }
-            let _ = messages.send(Message::Prepared(id));
+            let _ = messages.send(Message::Prepared(id, known));
         }));
         self.generations.insert(id, running);
+    }
+
+    pub(super) fn prepared(&mut self, id: GenerationId, known: Servers) {
+        if let Some(running) = self.generations.get_mut(&id) {
+            running.known = known;
+        }
+        self.launch(id);
     }
 
     pub(super) fn launch(&mut self, id: GenerationId) {
@@ -186,7 +223,14 @@ impl Supervisor {
             Ok(copies) => running.copies = Some(copies),
             Err(error) => debug!(generation = id.number(), "no copy to fall back on: {error:#}"),
         }
-        match self.program.launch(id, source.as_deref(), configuration) {
+        let texts = texts(configuration, self.judge.directory.as_deref());
+        running.configuration = digest(&texts);
+        if self.served == Some(running.configuration) {
+            running.since = Since::Unchanged;
+        }
+        let servers = std::mem::take(&mut running.known).believed(running.since);
+        let known = Known { servers: &servers, texts: &texts };
+        match self.program.launch(id, source.as_deref(), configuration, known) {
             Ok(launched) => self.launched(id, launched),
             Err(NotLaunched { exit, error }) => {
                 error!(generation = id.number(), "HAProxy could not be started: {error:#}");
@@ -214,10 +258,7 @@ impl Supervisor {
                 let _ = messages.send(Message::Worker(id, Handle::of_child(answering, pid)));
             }
             let listeners = listeners(&runtime_socket).await;
-            if let Err(error) = &listeners {
-                warn!(generation = id.number(), "{error:#}");
-            }
-            let _ = messages.send(Message::Ready(id, listeners.ok()));
+            let _ = messages.send(Message::Ready(id, listeners));
         }));
         running.pid = Some(pid);
         running.handle = Some(handle);
@@ -234,6 +275,14 @@ impl Supervisor {
             Rc::make_mut(&mut self.program).threads = threads;
         }
         running.insider = Some(Insider::enter(running.runtime_socket.clone()));
+        self.served = Some(running.configuration);
+        let (born, socket) = (Rc::clone(&running.born), running.runtime_socket.clone());
+        running.tasks.push(tokio::task::spawn_local(async move {
+            match servers_of(&socket).await {
+                Ok(servers) => drop(born.replace(Some(Born::with(&servers)))),
+                Err(error) => debug!(generation = id.number(), "its servers: {error:#}"),
+            }
+        }));
         if let Some(copies) = running.copies.take() {
             self.last_good = Some(copies);
         }
@@ -244,19 +293,31 @@ impl Supervisor {
         }
     }
 
+    /// What is done about the listeners is decided at once; the rest may take its time.
     pub(super) fn hand_over(&mut self, from: GenerationId, to: GenerationId) {
-        let socket = |id| self.generations.get(&id).map(|r| r.runtime_socket.clone());
-        let (Some(old), Some(new)) = (socket(from), socket(to)) else {
+        let sharing = self.decide(to);
+        self.send(Message::Event(Event::Compared(to, sharing)));
+        let old = self.generations.get(&from);
+        let old = old.map(|old| (old.runtime_socket.clone(), Rc::clone(&old.born)));
+        let (Some((old, born)), Some(running)) = (old, self.generations.get_mut(&to)) else {
             return;
         };
-        let (messages, before) = (self.messages.clone(), self.keeper.seen());
-        let task = tokio::task::spawn_local(async move {
-            let handed_over = hand_over(old, new, before).await;
+        let (messages, new) = (self.messages.clone(), running.runtime_socket.clone());
+        let since = running.since;
+        running.tasks.push(tokio::task::spawn_local(async move {
+            let born = born.borrow_mut().take();
+            let handed_over = carry(&old, &new, born.as_ref(), since).await;
             let _ = messages.send(Message::HandedOver(to, handed_over));
-        });
-        if let Some(running) = self.generations.get_mut(&to) {
-            running.tasks.push(task);
-        }
+        }));
+    }
+
+    /// All that follows without its listeners is there, or will not come.
+    pub(super) fn handed_over(&mut self, id: GenerationId, rest: HandedOver) -> Option<Event> {
+        let running = self.generations.get_mut(&id)?;
+        running.handed_over.add(rest);
+        // It died meanwhile and the news is on its way: the old one must not drain for it.
+        let sharing = running.guarded.sharing.unwrap_or(Sharing::Guarded);
+        (!running.is_gone()).then_some(Event::HandedOver(id, sharing))
     }
 
     /// Somebody else may serve at the same addresses, whom we were not asked to relieve.

@@ -17,13 +17,11 @@ use super::lifecycle::{Event, Sharing};
 use super::run::{Message, Supervisor};
 use crate::handover::guard::{Guard, Outcome, migrates, wait};
 use crate::handover::receipt::Receipt;
-use crate::handover::reload::HandedOver;
 use crate::handover::strategy::{Facts, Kind, Question, Strategy, strategy};
 use crate::haproxy::generation::GenerationId;
 use crate::host::barrier::Site;
 use crate::host::mark::Intercept;
-use crate::listeners::compare::{Seen, guessed};
-use crate::listeners::fetch::Listener;
+use crate::listeners::compare::{Seen, changes, guessed};
 use crate::listeners::socket_table::listening;
 use crate::settings::ReloadGuard;
 
@@ -96,6 +94,8 @@ impl From<bool> for Came {
 #[derive(Debug, Default)]
 pub(super) struct Guarded {
     strategy: Option<Strategy>,
+    /// `None` before the listeners are compared.
+    pub(super) sharing: Option<Sharing>,
     kind: Option<Kind>,
     outcome: Option<Outcome>,
     /// The process before, which may be gone when the receipt is written.
@@ -129,32 +129,23 @@ impl Guarded {
 }
 
 impl Supervisor {
-    /// The new listeners are known: can the old ones go?
-    pub(super) fn decide(&mut self, id: GenerationId, handed_over: HandedOver) -> Sharing {
-        let after = match &handed_over.fresh {
-            Some(fresh) => fresh.iter().map(Listener::seen).collect(),
-            None => self.guess(id, &self.keeper.seen()),
+    /// The new listeners are known, or will not be: can the old ones go?
+    pub(super) fn decide(&mut self, id: GenerationId) -> Sharing {
+        let told = self.generations.get(&id).and_then(|running| running.handed_over.seen());
+        let after = match &told {
+            Some(seen) => seen.clone(),
+            None => self.guess(id, &self.all_of_theirs()),
         };
         let before = self.theirs(&after);
         let from_pid = self.outgoing_pid(id);
-        // Nobody serves with the old ones any more, or nobody knows the new ones.
-        let late = if self.is_taking_over() {
-            handed_over.fresh.is_none()
-        } else {
-            self.lifecycle.serving() == Some(id)
-        };
         let Some(running) = self.generations.get_mut(&id) else {
-            return Sharing::Enough;
+            return Sharing::Guarded;
         };
-        running.handed_over = handed_over;
+        running.handed_over.listeners = told.map(|seen| changes(&before, &seen));
         if let Some(room) = self.taking_over.room.take() {
             running.guarded.kind = self.guard.as_ref().map(Guard::kind);
             running.guarded.doubts.extend(room.doubts);
             running.handed_over.warnings.extend(room.warnings);
-        }
-        if late {
-            self.keep_fresh(id);
-            return Sharing::Enough;
         }
         let strategy = strategy(&Question {
             setting: self.policy.setting,
@@ -164,23 +155,27 @@ impl Supervisor {
             ports: &self.policy.ports,
             intercept: &self.policy.intercept,
         });
-        let needed = strategy.is_needed();
+        let sharing = if strategy.is_needed() { Sharing::Guarded } else { Sharing::Enough };
         running.guarded.from_pid = from_pid;
         running.guarded.strategy = Some(strategy);
-        if needed {
-            return Sharing::Guarded;
-        }
-        self.keep_fresh(id);
-        Sharing::Enough
+        running.guarded.sharing = Some(sharing);
+        sharing
     }
 
-    /// For one that did not say what it listens on: by what the kernel says.
+    /// For one that did not say what it listens on: by what the kernel says. Where that says nothing
+    /// either, each may have got a socket of its own.
     fn guess(&self, id: GenerationId, before: &[Seen]) -> Vec<Seen> {
-        let (Some(running), Ok(now)) = (self.generations.get(&id), listening()) else {
-            return before.to_vec();
-        };
-        let now: Vec<_> = now.iter().map(|l| (l.local_port, l.inode)).collect();
-        guessed(before, &running.listening_before, &now)
+        let Some(running) = self.generations.get(&id) else { return before.to_vec() };
+        match listening() {
+            Ok(now) => {
+                let now: Vec<_> = now.iter().map(|l| (l.local_port, l.inode)).collect();
+                guessed(before, &running.listening_before, &now)
+            }
+            Err(error) => {
+                warn!(generation = id.number(), "what it listens on is not known: {error:#}");
+                before.iter().map(|seen| Seen { inode: 0, ..seen.clone() }).collect()
+            }
+        }
     }
 
     pub(super) fn keep_fresh(&mut self, id: GenerationId) {
@@ -190,7 +185,9 @@ impl Supervisor {
             return self.keep(id, listeners);
         }
         // It did not say. Whoever waits where nobody accepts any more would wait for ever.
-        if let Some(strategy) = running.guarded.strategy.as_ref().filter(|s| !s.going.is_empty())
+        let told = listening().is_ok();
+        let strategy = running.guarded.strategy.as_ref();
+        if let Some(strategy) = strategy.filter(|s| told && !s.going.is_empty())
             && let Err(error) = self.keeper.let_go(&strategy.going)
         {
             running.handed_over.warnings.push(format!("{error:#}"));
@@ -202,7 +199,8 @@ impl Supervisor {
     fn take_from_a_stuck_one(&mut self, id: GenerationId) {
         let Some(running) = self.generations.get_mut(&id) else { return };
         let Some(strategy) = &running.guarded.strategy else { return };
-        if running.handed_over.stuck && !strategy.going.is_empty() {
+        let told = running.handed_over.listeners.is_some() || listening().is_ok();
+        if running.handed_over.stuck && told && !strategy.going.is_empty() {
             self.keeper.shut_down(&strategy.going);
             let addresses = strategy.exposed.join(", ");
             let warning = format!("the old HAProxy hangs: {addresses} was taken from it");
@@ -212,6 +210,9 @@ impl Supervisor {
 
     /// The first that works; without any the reload goes on, and its receipt says so.
     pub(super) fn raise_guard(&mut self, id: GenerationId) {
+        if self.generations.get(&id).is_some_and(|running| running.guarded.strategy.is_none()) {
+            self.decide(id);
+        }
         let Some(running) = self.generations.get(&id) else { return };
         let Some(strategy) = running.guarded.strategy.clone() else { return };
         self.begin_raising(id, &strategy, self.policy.site.limit);

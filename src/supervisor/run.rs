@@ -41,6 +41,7 @@ use crate::haproxy::configuration_files::Copies;
 use crate::haproxy::generation::GenerationId;
 use crate::haproxy::judge::Judge;
 use crate::haproxy::launch::Program;
+use crate::haproxy::server_state::Servers;
 use crate::host::TearDownError;
 use crate::host::orders::{Orders, TornDown};
 use crate::host::watch::Changed;
@@ -71,12 +72,13 @@ pub(super) enum Message {
     /// A step of making room, with whether it came to what was waited for.
     Room(Event, Came),
     /// What had to be saved before the launch is saved.
-    Prepared(GenerationId),
-    /// Its runtime socket answered; `None` where it did not say what it listens on.
-    Ready(GenerationId, Option<Vec<Listener>>),
+    Prepared(GenerationId, Servers),
+    /// Its runtime socket answered, and said what it listens on, or did not.
+    Ready(GenerationId, anyhow::Result<Vec<Listener>>),
     /// Another process than the one that was launched answered for it: its worker.
     Worker(GenerationId, anyhow::Result<Handle>),
     WorkerEnded(GenerationId),
+    /// What follows beside the listeners.
     HandedOver(GenerationId, HandedOver),
     /// A guard is up, or none could be raised.
     Raised(GenerationId),
@@ -136,6 +138,8 @@ pub struct Supervisor {
     pub(super) watchers: Vec<mpsc::UnboundedSender<protocol::Answer>>,
     /// The configuration of the generation that was ready last.
     pub(super) last_good: Option<Copies>,
+    /// The digest of its text.
+    pub(super) served: Option<u64>,
     pub(super) saving: Saving,
     pub(super) drift: Drift,
     pub(super) identity: Identity,
@@ -257,6 +261,7 @@ impl Supervisor {
             guest: None,
             watchers: Vec::new(),
             last_good: None,
+            served: None,
             saving: Saving::default(),
             drift: Drift::default(),
             identity,
@@ -365,8 +370,8 @@ impl Supervisor {
                 let event = self.room_news(event, came);
                 self.event(event);
             }
-            Message::Prepared(id) => {
-                self.launch(id);
+            Message::Prepared(id, known) => {
+                self.prepared(id, known);
                 // An operator expects that what somebody flushed is there after a reload. And while
                 // HAProxy reads its configuration nobody waits for it.
                 if self.generations.get(&id).is_some_and(Running::is_reload) {
@@ -376,13 +381,9 @@ impl Supervisor {
             Message::Worker(id, worker) => self.worker(id, worker),
             Message::WorkerEnded(id) => self.worker_ended(id),
             Message::Ready(id, listeners) => self.ready(id, listeners),
-            Message::HandedOver(id, handed_over) => {
-                // It died meanwhile and the news is on its way: the old one must not drain for it.
-                if self.generations.get(&id)?.is_gone() {
-                    return None;
-                }
-                let sharing = self.decide(id, handed_over);
-                self.event(Event::HandedOver(id, sharing));
+            Message::HandedOver(id, rest) => {
+                let event = self.handed_over(id, rest)?;
+                self.event(event);
             }
             Message::Raised(id) => self.raised(id),
             Message::Settled(id, came) => {
@@ -426,17 +427,25 @@ impl Supervisor {
     }
 
     /// One that would serve nobody is not ready, whatever it says itself.
-    fn ready(&mut self, id: GenerationId, listeners: Option<Vec<Listener>>) {
-        let seen: Option<Vec<_>> =
-            listeners.as_ref().map(|listeners| listeners.iter().map(Listener::seen).collect());
+    fn ready(&mut self, id: GenerationId, listeners: anyhow::Result<Vec<Listener>>) {
+        let Some(running) = self.generations.get_mut(&id) else { return };
+        match listeners {
+            Ok(listeners) => running.handed_over.fresh = Some(listeners),
+            Err(error) => {
+                warn!(generation = id.number(), "{error:#}");
+                running.handed_over.warnings.push(format!("{error:#}"));
+            }
+        }
+        let seen = running.handed_over.seen();
         if let Some(reason) = seen.and_then(|seen| unfit(&seen, &self.policy.intercept)) {
             return self.reject(id, &reason);
         }
         self.event(Event::Ready(id));
-        // A reload looks again when it hands over, and so does a take-over.
-        if let Some(listeners) = listeners
-            && self.lifecycle.serving() == Some(id)
+        // A reload and a take-over keep them once nothing can go back to those before.
+        if self.lifecycle.serving() == Some(id)
             && !self.has_predecessors()
+            && let Some(running) = self.generations.get_mut(&id)
+            && let Some(listeners) = running.handed_over.fresh.take()
         {
             self.warn_of_others_beside(id, &listeners);
             self.keep(id, listeners);

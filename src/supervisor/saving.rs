@@ -17,7 +17,6 @@ use super::run::Supervisor;
 use crate::handover::pace::{Change, Pace};
 use crate::handover::saved::{Missing, Saved, give, save};
 use crate::haproxy::generation::GenerationId;
-use crate::haproxy::launch::StateFile;
 use crate::haproxy::stick_table::Present;
 
 /// Between attempts to put something back, should HAProxy not answer.
@@ -60,7 +59,6 @@ impl Drop for Saving {
 struct Saver {
     generation: GenerationId,
     socket: PathBuf,
-    file: Option<PathBuf>,
     saved: Rc<RefCell<Option<Rc<Saved>>>>,
     /// Somebody was at the runtime API, by our door.
     visits: Rc<Notify>,
@@ -82,7 +80,6 @@ impl Supervisor {
         let saver = Saver {
             generation: id,
             socket: running.runtime_socket.clone(),
-            file: self.program.state_file.as_ref().map(StateFile::path).map(ToOwned::to_owned),
             saved: Rc::clone(&self.saving.saved),
             visits: self.door.visits(),
         };
@@ -149,7 +146,7 @@ impl Saver {
                 () = self.visits.notified() => tokio::time::sleep_until(rested.into()).await,
             }
             let begin = Instant::now();
-            let change = match save(&self.socket, self.file.as_deref()).await {
+            let change = match save(&self.socket).await {
                 Ok(None) => return drop(self.saved.borrow_mut().take()),
                 Ok(Some(saved)) => {
                     failing = false;

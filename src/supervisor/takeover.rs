@@ -1,6 +1,6 @@
 //! Acts: our side when we relieve others.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
@@ -18,10 +18,10 @@ use crate::handover::takeover::protocol::{Hello, lineage};
 use crate::handover::takeover::receipt::{Relieved, Takeover};
 use crate::handover::takeover::separate::Separate;
 use crate::haproxy::generation::GenerationId;
+use crate::haproxy::server_state::Since;
 use crate::host::preflight::{Facts, RUN_DIRECTORY};
 use crate::host::sweep::sweep_by;
 use crate::listeners::compare::Seen;
-use crate::listeners::fetch::listeners;
 use crate::process::aside::{aside, awaited};
 use crate::settings::Predecessors;
 
@@ -60,6 +60,11 @@ impl TakingOver {
             relieved: Vec::new(),
             receipt: None,
         }
+    }
+
+    /// Of those that can be asked what they know.
+    pub(super) fn runtime_sockets(&self) -> Vec<PathBuf> {
+        self.predecessors.iter().filter_map(Predecessor::runtime_socket).collect()
     }
 
     #[must_use]
@@ -130,19 +135,25 @@ impl Supervisor {
         self.keeper.seen().into_iter().chain(separate).collect()
     }
 
+    /// The same, wherever ours stand.
+    pub(super) fn all_of_theirs(&self) -> Vec<Seen> {
+        let Separate { known, suspected } = &self.taking_over.separate;
+        [&self.keeper.seen()[..], known, suspected].concat()
+    }
+
     pub(super) fn compare_with_predecessors(&mut self, id: GenerationId) {
-        let (messages, kept) = (self.messages.clone(), self.keeper.seen());
-        let separate = self.taking_over.separate.clone();
+        let sharing = self.decide(id);
+        self.send(Message::Event(Event::Compared(id, sharing)));
+        let (messages, olds) = (self.messages.clone(), self.taking_over.runtime_sockets());
         let Some(running) = self.generations.get_mut(&id) else { return };
-        let socket = running.runtime_socket.clone();
-        let predecessors = self.taking_over.predecessors.iter();
-        let olds: Vec<_> = predecessors.filter_map(Predecessor::runtime_socket).collect();
+        let (socket, since) = (running.runtime_socket.clone(), Since::Changed);
         running.tasks.push(tokio::task::spawn_local(async move {
             let mut handed = HandedOver::default();
-            handed.compare(listeners(&socket).await, |seen| [kept, separate.beside(seen)].concat());
             for old in olds {
-                handed.add(carry(&old, &socket).await);
+                handed.add(carry(&old, &socket, None, since).await);
             }
+            // A predecessor that is stuck is its hapilot's concern.
+            handed.stuck = false;
             let _ = messages.send(Message::HandedOver(id, handed));
         }));
     }

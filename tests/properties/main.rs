@@ -13,7 +13,7 @@ use hapilot::haproxy::configuration::Configuration;
 use hapilot::haproxy::configuration::environment::Environment;
 use hapilot::haproxy::configuration::reader::Reader;
 use hapilot::haproxy::runtime_api::field;
-use hapilot::haproxy::server_state::carry_over;
+use hapilot::haproxy::server_state::{carry_over, servers};
 use hapilot::haproxy::version::Build;
 use hapilot::host::saved::Saved;
 use hapilot::listeners::wire::{Description, describe, descriptions};
@@ -111,7 +111,8 @@ proptest! {
 
     #[test]
     fn any_server_state_is_compared(old: String, new: String) {
-        prop_assert_eq!(carry_over(&old, &old), Vec::<String>::new());
+        let (old, new) = (servers(&old), servers(&new));
+        prop_assert_eq!(carry_over(&old, &old).commands, Vec::<String>::new());
         let _ = carry_over(&old, &new);
     }
 
@@ -120,7 +121,8 @@ proptest! {
         old in vec((0..3_u8, 0..3_u8, 0..64_u32, 0..9_u32, 0..9_u32), 0..9),
         new in vec((0..3_u8, 0..3_u8, 0..64_u32, 0..9_u32, 0..9_u32), 0..9),
     ) {
-        for command in carry_over(&state(&old), &state(&new)) {
+        let carried = carry_over(&servers(&state(&old)), &servers(&state(&new)));
+        for command in carried.commands {
             let server = command.split(' ').nth(2).unwrap().to_owned();
             let there = |rows: &[(u8, u8, u32, u32, u32)]| {
                 rows.iter().any(|row| format!("b{}/s{}", row.0, row.1) == server)

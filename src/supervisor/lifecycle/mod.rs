@@ -93,6 +93,8 @@ enum ReloadStep {
     Starting,
     HandingOver {
         until: Instant,
+        /// `None` until the listeners are compared.
+        sharing: Option<Sharing>,
     },
     /// The guard is up; what the old listeners have is still being accepted.
     Settling {
@@ -112,7 +114,7 @@ impl ReloadStep {
     fn until(self) -> Option<Instant> {
         match self {
             Self::Starting => None,
-            Self::HandingOver { until }
+            Self::HandingOver { until, .. }
             | Self::Settling { until }
             | Self::Closing { until }
             | Self::Releasing { until } => Some(until),
@@ -316,6 +318,7 @@ impl Lifecycle {
         match event {
             Event::Ready(id) => self.ready(&mut turn, id),
             Event::Intercepted => self.intercepted(&mut turn),
+            Event::Compared(id, sharing) => self.compared(id, sharing),
             Event::HandedOver(id, sharing) => self.handed_over(&mut turn, id, sharing),
             Event::Settled(id) => self.settled(&mut turn, id),
             Event::ListenersGone(id) => self.listeners_gone(&mut turn, id),
@@ -378,7 +381,7 @@ impl Lifecycle {
                 // It accepts from now on: being slow to be handed things is no reason to die, and
                 // a stop must let it finish what it accepted.
                 self.serve(turn.now, id);
-                let step = ReloadStep::HandingOver { until: turn.now + self.limits.hand_over };
+                let step = self.handing_over(turn.now);
                 self.state = State::Reloading(Reload { step, ..reload });
                 if let Outgoing::Generation(from) = reload.from {
                     turn.act(Action::HandOver { from, to: id });
@@ -406,11 +409,24 @@ impl Lifecycle {
             Birth::Alone => self.settle(turn, id, again),
             // Only now: at no time are clients led to no hapilot.
             Birth::Successor => {
-                let step = ReloadStep::HandingOver { until: turn.now + self.limits.hand_over };
+                let step = self.handing_over(turn.now);
                 let from = Outgoing::Predecessors;
                 self.state = State::Reloading(Reload { from, next: id, step, again, room: None });
                 turn.act(Action::TakeOver(id));
             }
+        }
+    }
+
+    fn handing_over(&self, now: Instant) -> ReloadStep {
+        ReloadStep::HandingOver { until: now + self.limits.hand_over, sharing: None }
+    }
+
+    fn compared(&mut self, id: GenerationId, told: Sharing) {
+        if let State::Reloading(Reload { next, step, .. }) = &mut self.state
+            && *next == id
+            && let ReloadStep::HandingOver { sharing, .. } = step
+        {
+            *sharing = Some(told);
         }
     }
 
@@ -422,6 +438,7 @@ impl Lifecycle {
             match sharing {
                 _ if reload.room.is_some() => self.switch(turn, reload),
                 Sharing::Enough => {
+                    turn.act(Action::Keep(id));
                     self.let_go(turn, reload.from);
                     self.taken(turn, reload);
                 }
@@ -680,6 +697,7 @@ impl Lifecycle {
             turn.act(Action::Keep(next));
             self.lower_guard(turn, reload);
         } else {
+            turn.act(Action::Keep(next));
             turn.act(Action::ReloadTaken { from: lost, to: next });
             self.settle(turn, next, again);
         }
@@ -889,8 +907,9 @@ impl Lifecycle {
             {
                 match step {
                     ReloadStep::Starting => {}
-                    ReloadStep::HandingOver { .. } => {
-                        self.handed_over(turn, next, Sharing::Enough);
+                    // What is not known is not enough.
+                    ReloadStep::HandingOver { sharing, .. } => {
+                        self.handed_over(turn, next, sharing.unwrap_or(Sharing::Guarded));
                     }
                     ReloadStep::Settling { .. } => self.settled(turn, next),
                     ReloadStep::Closing { .. } => self.listeners_gone(turn, next),

@@ -89,7 +89,8 @@ impl Lifecycle {
     pub(super) fn room_taken(&mut self, turn: &mut Turn, room: Room, id: GenerationId) {
         self.serve(turn.now, id);
         turn.act(Action::Intercept);
-        let step = ReloadStep::HandingOver { until: turn.now + self.limits.room / 4 };
+        let until = turn.now + self.limits.room / 4;
+        let step = ReloadStep::HandingOver { until, sharing: None };
         let (from, again) = (Outgoing::Predecessors, room.again);
         let reload = Reload { from, next: id, step, again, room: Some(room) };
         self.state = State::Reloading(reload);

@@ -69,7 +69,7 @@ impl Story {
         assert_eq!(self.on(Event::Ready(to)), [Action::HandOver { from, to }]);
         assert_eq!(
             self.on(Event::HandedOver(to, Sharing::Enough)),
-            [Action::Drain(from), Action::ReloadTaken { from, to }]
+            [Action::Keep(to), Action::Drain(from), Action::ReloadTaken { from, to }]
         );
     }
 }
@@ -94,7 +94,7 @@ fn predecessors_are_relieved_once_the_first_generation_is_ready() {
     assert_eq!(story.lifecycle.state(), StateName::TakingOver);
     assert_eq!(
         story.on(Event::HandedOver(id(1), Sharing::Enough)),
-        [Action::Relieve, Action::TakenOver(id(1))]
+        [Action::Keep(id(1)), Action::Relieve, Action::TakenOver(id(1))]
     );
     assert_eq!(story.lifecycle.state(), StateName::Serving);
     story.reload(1, 2);
@@ -396,6 +396,7 @@ fn reloads_asked_for_during_a_reload_become_one_more() {
     assert_eq!(
         story.on(Event::HandedOver(id(2), Sharing::Enough)),
         [
+            Action::Keep(id(2)),
             Action::Drain(id(1)),
             Action::ReloadTaken { from: id(1), to: id(2) },
             Action::Launch { id: id(3), from: Some(id(2)), why: Why::Reload },
@@ -695,8 +696,25 @@ fn a_hand_over_that_never_ends_does_not_keep_the_old_generation() {
     story.on(Event::ReloadWanted);
     story.on(Event::Ready(id(2)));
     let (from, to) = (id(1), id(2));
-    assert_eq!(story.tick_at_wake(), [Action::Drain(from), Action::ReloadTaken { from, to }]);
+    assert_eq!(story.on(Event::Compared(to, Sharing::Enough)), []);
+    assert_eq!(
+        story.tick_at_wake(),
+        [Action::Keep(to), Action::Drain(from), Action::ReloadTaken { from, to }]
+    );
     assert_eq!(story.on(Event::HandedOver(to, Sharing::Enough)), []);
+}
+
+#[test]
+fn listeners_that_are_not_known_or_not_shared_go_under_a_guard_however_long_the_rest_takes() {
+    for compared in [None, Some(Sharing::Guarded)] {
+        let mut story = Story::serving();
+        story.on(Event::ReloadWanted);
+        story.on(Event::Ready(id(2)));
+        if let Some(sharing) = compared {
+            assert_eq!(story.on(Event::Compared(id(2), sharing)), []);
+        }
+        assert_eq!(story.tick_at_wake(), [Action::RaiseGuard(id(2))], "{compared:?}");
+    }
 }
 
 /// Generation 2 is ready and the guard is up.
@@ -1130,6 +1148,18 @@ impl World {
     }
 }
 
+impl World {
+    /// The listeners are compared, or all of it is over.
+    fn hand_over(&mut self, dice: &mut Dice, to: GenerationId) -> Event {
+        let sharing = if dice.roll(2) == 0 { Sharing::Guarded } else { Sharing::Enough };
+        if dice.roll(2) == 0 {
+            self.handing_over = Some(to);
+            return Event::Compared(to, sharing);
+        }
+        Event::HandedOver(to, sharing)
+    }
+}
+
 fn walk(seed: u64) {
     let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
     let on_crash = match dice.roll(4) {
@@ -1172,8 +1202,7 @@ fn walk(seed: u64) {
             }
             (4 | 5, _) if world.handing_over.is_some() => {
                 let to = world.handing_over.take().expect("looked a line ago");
-                let sharing = if dice.roll(2) == 0 { Sharing::Guarded } else { Sharing::Enough };
-                Event::HandedOver(to, sharing)
+                world.hand_over(&mut dice, to)
             }
             (4 | 5, _) if world.intercepted.or(world.guard_step).is_some() => {
                 let next = world.intercepted.take().or_else(|| world.guard_step.take());

@@ -24,7 +24,8 @@ pub enum CrashPolicy {
 pub struct Limits {
     /// From launch to ready, for all but the first generation.
     pub ready: Duration,
-    /// From ready to handed over; then the old generation drains even so.
+    /// From ready to handed over; then the old generation drains even so, with a guard unless it is
+    /// known that none is needed.
     pub hand_over: Duration,
     /// What a guard may be up for, and what may then pass until everything held is let through.
     pub guard: Duration,
@@ -105,6 +106,8 @@ pub enum Event {
     Ready(GenerationId),
     /// Clients are led to the first generation from wherever they are to be.
     Intercepted,
+    /// Its listeners were compared with those of the old one; what else it takes over may take longer.
+    Compared(GenerationId, Sharing),
     /// What the new generation takes over from the old one has been taken over.
     HandedOver(GenerationId, Sharing),
     /// A guard is up and nothing waits any more at the listeners that are to go.
@@ -191,7 +194,8 @@ pub enum Refusal {
 pub enum Action {
     /// Answer with `Found`.
     FindPredecessors,
-    /// Compare what this one listens on with what the predecessors do; answer with `HandedOver`.
+    /// Compare what this one listens on with what the predecessors do; answer with `Compared`, then
+    /// with `HandedOver`.
     TakeOver(GenerationId),
     /// Tell the predecessors to let go. From here on there is no way back to them.
     Relieve,
@@ -214,7 +218,8 @@ pub enum Action {
         from: Option<GenerationId>,
         why: Why,
     },
-    /// Take over what the new generation does not inherit by itself; answer with `HandedOver`.
+    /// Compare the listeners and take over what the new generation does not inherit by itself; answer
+    /// with `Compared`, then with `HandedOver`.
     HandOver {
         from: GenerationId,
         to: GenerationId,

@@ -1,6 +1,11 @@
 //! Promise: a limit that is full, of processes, descriptors, memory or disk, costs a reload and says so;
 //! HAProxy serves on, and all is well when the limit is lifted.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test says so by panicking, and what it came to in its output"
+)]
 
 use crate::lab;
 
@@ -9,7 +14,7 @@ use std::time::Duration;
 use lab::cgroup::Cgroup;
 use lab::haproxy_cfg::DEFAULTS;
 use lab::network::BALANCER4;
-use lab::{Host, HostState, Instance, LONG, Lab, Load, SHORT, get, haproxy_cfg, until};
+use lab::{Generation, Host, HostState, Instance, LONG, Lab, Load, SHORT, get, haproxy_cfg, until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -21,6 +26,9 @@ fn web() -> String {
 struct Scene {
     // dropped first: the group must be empty
     instance: Instance,
+    /// Its first HAProxy.
+    serving: Generation,
+    haproxy: u32,
     load: Load,
     before: HostState,
     lab: Lab,
@@ -35,8 +43,10 @@ impl Scene {
         let words: Vec<_> = wrapper.iter().map(String::as_str).collect();
         let spec = lab.balancer.container("hapilot").config(&config).envs(settings);
         let instance = spec.wrapped(&words).start().serving();
+        let serving = instance.current();
+        let haproxy = instance.process_of(&serving);
         let load = Load::start(&lab.client, &web());
-        Self { instance, load, before, lab }
+        Self { instance, serving, haproxy, load, before, lab }
     }
 
     /// Asks for a reload, and waits for what becomes of it.
@@ -58,7 +68,8 @@ impl Scene {
     fn end(mut self, refusals: usize, words: &str) {
         let text = self.instance.log.text();
         let named = text.lines().filter(|line| {
-            line.contains("reload refused") || line.contains("HAProxy could not be started")
+            let told = ["HAProxy could not be started", "was killed while it started"];
+            told.iter().any(|words| line.contains(words))
         });
         let named = named.filter(|line| line.contains(words)).count();
         assert!(named >= refusals, "{named} of {refusals} name {words}");
@@ -82,7 +93,6 @@ enum Reloaded {
 fn a_full_pids_limit_refuses_reloads_and_nothing_else() {
     let group = Cgroup::new("pids");
     let scene = Scene::begin(&group.wrapper(), &[]);
-    let serving = scene.instance.current();
     let there = group.number("pids.current");
     let (mut refused, mut last) = (0, Reloaded::Taken);
     for limit in (1..=there + 5).rev() {
@@ -101,33 +111,45 @@ fn a_full_pids_limit_refuses_reloads_and_nothing_else() {
     assert!(refused >= usize::try_from(there).unwrap(), "{refused} of {there}");
     group.set("pids.max", "max");
     assert_eq!(scene.reload(), Reloaded::Taken);
-    assert_ne!(scene.instance.current().id, serving.id);
+    assert_ne!(scene.instance.current().id, scene.serving.id);
     assert_eq!(scene.instance.status()["crashes"], 0);
     scene.end(refused, "--pids-limit");
     drop(group);
+}
+
+/// A killed HAProxy whose place cannot be taken, until the limit is lifted.
+fn replaced_when_lifted(scene: Scene, words: &str, lift: impl FnOnce(&Instance)) {
+    let killed = scene.serving.clone();
+    lab::process::kill(scene.haproxy, Signal::SIGKILL);
+    let line = scene.instance.log.await_line("HAProxy could not be started");
+    assert!(line.contains(words), "{line}");
+    let Scene { mut instance, load, before, lab, .. } = scene;
+    lift(&instance);
+    let next = instance.await_successor(&killed);
+    assert_ne!(next.pid, killed.pid);
+    // What the killed one was serving may be cut.
+    let tally = load.finish();
+    assert!(tally.failed.len() <= 3, "{:?} of {}", tally.failed, tally.answered);
+    assert!(tally.slowest < Duration::from_secs(5));
+    instance.stop();
+    lab.balancer.state().assert_same_as(&before);
 }
 
 #[test]
 fn where_no_process_can_be_had_a_killed_haproxy_is_replaced_as_soon_as_one_can() {
     let group = Cgroup::new("pids");
     let scene = Scene::begin(&group.wrapper(), &[]);
-    let killed = scene.instance.current();
     group.set("pids.max", "1");
-    lab::process::kill(scene.instance.process_of(&killed), Signal::SIGKILL);
-    let line = scene.instance.log.await_line("HAProxy could not be started");
-    assert!(line.contains("--pids-limit"), "{line}");
-    scene.instance.status();
-    group.set("pids.max", "max");
-    let mut instance = scene.instance;
-    let next = instance.await_successor(&killed);
-    assert_ne!(next.pid, killed.pid);
-    // What the killed one was serving may be cut.
-    let tally = scene.load.finish();
-    assert!(tally.failed.len() <= 3, "{:?} of {}", tally.failed, tally.answered);
-    assert!(tally.slowest < Duration::from_secs(5));
-    instance.stop();
-    scene.lab.balancer.state().assert_same_as(&scene.before);
+    replaced_when_lifted(scene, "--pids-limit", |_| group.set("pids.max", "max"));
     drop(group);
+}
+
+#[test]
+fn where_no_descriptor_can_be_had_a_killed_haproxy_is_replaced_as_soon_as_one_can() {
+    let scene = Scene::begin(&[], &[]);
+    set_descriptors(&scene.instance, 3);
+    let lift = |hapilot: &Instance| set_descriptors(hapilot, 20_000);
+    replaced_when_lifted(scene, "--ulimit nofile=", lift);
 }
 
 /// As `docker run --ulimit nofile=1024:HARD`.
@@ -215,4 +237,92 @@ fn listeners_that_do_not_fit_are_warned_of_and_a_reload_names_the_limit() {
     assert!(answer.is_answered(), "{serving:?}: {answer:?}");
     assert_eq!(hapilot.log.count("panicked"), 0);
     hapilot.stop();
+}
+
+/// Of hapilot alone: HAProxy gets the limit that hapilot was started with. With none at all `poll` itself
+/// fails (poll(2)), also for the log.
+fn set_descriptors(hapilot: &Instance, limit: u64) {
+    let words = ["--pid", &hapilot.pid().to_string(), &format!("--nofile={limit}:")];
+    let status = std::process::Command::new("prlimit").args(words).status().unwrap();
+    assert!(status.success());
+}
+
+#[test]
+fn a_full_limit_of_descriptors_refuses_reloads_and_nothing_else() {
+    let scene = Scene::begin(&[], &[]);
+    let open = u64::try_from(lab::process::descriptors(scene.instance.pid())).unwrap();
+    let mut refused = 0;
+    for limit in
+        [open + 200, open + 30, open + 20, open + 8, open + 4, open + 2, open + 1, open, 3, 1]
+    {
+        set_descriptors(&scene.instance, limit);
+        let outcome = scene.reload();
+        refused += usize::from(outcome == Reloaded::Refused);
+        if limit > open + 100 {
+            assert_eq!(outcome, Reloaded::Taken, "{limit} of {open}");
+        }
+        if limit <= open + 20 {
+            assert_eq!(outcome, Reloaded::Refused, "{limit} of {open}");
+        }
+    }
+    set_descriptors(&scene.instance, 20_000);
+    assert_eq!(scene.reload(), Reloaded::Taken);
+    assert_ne!(scene.instance.current().id, scene.serving.id);
+    assert_eq!(scene.instance.status()["crashes"], 0);
+    scene.end(refused, "--ulimit nofile=");
+}
+
+#[test]
+fn a_full_limit_of_memory_refuses_reloads_and_nothing_else() {
+    let group = Cgroup::new("memory");
+    let scene = Scene::begin(&group.wrapper(), &[]);
+    let (used, limit) = group.memory();
+    let mut refused = 0;
+    for more in [64 << 20, 8 << 20, 6 << 20, 4 << 20] {
+        group.set(limit, &(group.number(used) + more).to_string());
+        let outcome = scene.reload();
+        eprintln!("{} KiB free: {outcome:?}", more >> 10);
+        refused += usize::from(outcome == Reloaded::Refused);
+        scene.instance.status();
+    }
+    assert!(refused > 0, "there was always enough");
+    group.set(limit, &(1_u64 << 40).to_string());
+    assert_eq!(scene.reload(), Reloaded::Taken);
+    assert_ne!(scene.instance.current().id, scene.serving.id);
+    assert_eq!(scene.instance.status()["crashes"], 0);
+    scene.end(refused, "--memory");
+    drop(group);
+}
+
+/// Its `/run` is a small tmpfs, which the test sees through it.
+#[test]
+fn a_full_disk_refuses_reloads_and_nothing_else() {
+    let mount = "mount -t tmpfs -o size=256k none /run && exec \"$@\"";
+    let wrapper = ["sh", "-c", mount, "sh"].map(str::to_owned);
+    let lab = Lab::new();
+    let before = lab.balancer.state();
+    let config = lab.balancer.write("haproxy.cfg", &haproxy_cfg::proxy(":80", "one"));
+    let words: Vec<_> = wrapper.iter().map(String::as_str).collect();
+    let instance = lab.balancer.container("hapilot").config(&config).wrapped(&words).start();
+    instance.log.await_line("INFO serving");
+    let serving = instance.current();
+    let haproxy = instance.process_of(&serving);
+    let load = Load::start(&lab.client, &web());
+    let scene = Scene { instance, serving, haproxy, load, before, lab };
+    let mut refused = 0;
+    for blocks in [8, 2, 1, 0] {
+        let fill = format!(
+            "rm -f /run/fill; n=$(stat -f -c %f /run); head -c $(((n - {blocks}) * 4096)) /dev/zero > /run/fill"
+        );
+        assert!(scene.instance.exec(&["sh", "-c", &fill]).status.success());
+        let outcome = scene.reload();
+        eprintln!("{blocks} blocks free: {outcome:?}");
+        refused += usize::from(outcome == Reloaded::Refused);
+        assert!(scene.instance.command(&["status"]).status.success());
+    }
+    assert!(refused > 0, "there was always enough");
+    assert!(scene.instance.exec(&["rm", "/run/fill"]).status.success());
+    assert_eq!(scene.reload(), Reloaded::Taken);
+    assert_eq!(scene.instance.status()["crashes"], 0);
+    scene.end(refused, "disk is full");
 }

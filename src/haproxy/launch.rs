@@ -26,6 +26,7 @@ use super::state_file::{Written, state_file};
 use super::version::Build;
 use crate::fault::{self, Point};
 use crate::process::birth;
+use crate::process::descriptors;
 use crate::process::exit::Exit;
 use crate::process::file::{self, Readers};
 use crate::process::handle::Handle;
@@ -81,6 +82,9 @@ pub struct Known<'a> {
     pub texts: &'a [String],
 }
 
+/// Descriptors that a reload takes beside those of the listeners: runtime sockets, the output, the
+/// pipes of a guard's programs.
+const FOR_A_RELOAD: usize = 32;
 /// HAProxy's process, and the thread of ours that starts it.
 const WITH_ITS_STARTER: usize = 2;
 
@@ -178,6 +182,14 @@ impl Program {
             fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
         }
         Ok(Some(last))
+    }
+
+    /// Whether a reload finds a place for each listener a second time. Without it they would not be
+    /// shared, which costs what a refusal does not.
+    pub fn ensure_room_for(&self, listeners: usize) -> std::result::Result<(), NotLaunched> {
+        descriptors::ensure_room(listeners + FOR_A_RELOAD)
+            .context("make room for the listeners of a reload")
+            .map_err(|error| NotLaunched { exit: Exit::Code(70), error: explained(error) })
     }
 
     pub fn launch(

@@ -9,10 +9,11 @@ use std::process::Command;
 use nix::libc;
 use rustix::io::Errno;
 use rustix::process::{
-    Resource, Signal, getpid, getppid, set_parent_process_death_signal, setrlimit,
+    Resource, Rlimit, Signal, getpid, getppid, getrlimit, set_parent_process_death_signal,
+    setrlimit,
 };
 
-use super::descriptors;
+use super::{descriptors, memory};
 
 /// The first descriptor behind the standard ones.
 const OTHERS: libc::c_uint = 3;
@@ -24,6 +25,7 @@ pub(super) fn of_program(command: &mut Command) {
     let ours = getpid();
     in_child(command, Vec::new(), move || {
         set_parent_process_death_signal(Some(Signal::KILL))?;
+        memory::ends_first();
         // Ours ended before that was asked for.
         if getppid() == Some(ours) { Ok(()) } else { Err(Errno::SRCH.into()) }
     });
@@ -32,7 +34,13 @@ pub(super) fn of_program(command: &mut Command) {
 /// A HAProxy that is to serve: it inherits these descriptors and no other, so nothing that another
 /// thread opens or lets a child inherit comes along.
 pub fn of_haproxy(command: &mut Command, inherited: Vec<RawFd>) {
-    in_child(command, inherited, || Ok(()));
+    let first = memory::may_be_taken_back();
+    in_child(command, inherited, move || {
+        if first {
+            memory::ends_first();
+        }
+        Ok(())
+    });
 }
 
 /// `more` makes system calls only, all of them async-signal-safe, and does not allocate.
@@ -41,11 +49,11 @@ fn in_child(
     inherited: Vec<RawFd>,
     more: impl Fn() -> io::Result<()> + Send + Sync + 'static,
 ) {
-    let limit = descriptors::of_children();
+    let soft_limit = descriptors::of_children();
     let prepare = move || {
         more()?;
-        if let Some(limit) = &limit {
-            setrlimit(Resource::Nofile, *limit)?;
+        if let Some(soft) = soft_limit {
+            limit_descriptors(soft);
         }
         inherit(&inherited)
     };
@@ -53,6 +61,14 @@ fn in_child(
     command.process_group(0);
     // SAFETY: it makes system calls only, all of them async-signal-safe, and does not allocate.
     unsafe { command.pre_exec(prepare) };
+}
+
+/// As it was for hapilot at first, unless somebody has lowered the hard limit meanwhile.
+fn limit_descriptors(soft: u64) {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let current = Some(maximum.map_or(soft, |most| most.min(soft)));
+    // It does not raise anything, so it cannot be refused.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current, maximum });
 }
 
 /// Whatever else was left open without `CLOEXEC` is closed by `exec`. A kernel before Linux 5.11 keeps

@@ -4,9 +4,11 @@
 //! may have. Its children get the limit that it was started with: HAProxy raises it by itself as far as
 //! it needs, and hands it on to the programs that it runs.
 
+use std::fs;
 use std::io;
 use std::sync::OnceLock;
 
+use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 static AT_FIRST: OnceLock<Rlimit> = OnceLock::new();
@@ -18,9 +20,20 @@ pub fn raise() -> io::Result<()> {
     Ok(setrlimit(Resource::Nofile, raised)?)
 }
 
-/// `None`: as ours.
-pub(super) fn of_children() -> Option<Rlimit> {
-    AT_FIRST.get().copied()
+/// The soft limit; `None`: as ours.
+pub(super) fn of_children() -> Option<u64> {
+    AT_FIRST.get()?.current
+}
+
+/// Whether so many more can be opened now.
+pub fn ensure_room(count: usize) -> io::Result<()> {
+    let open = fs::read_dir("/proc/self/fd")?.count();
+    match getrlimit(Resource::Nofile).current {
+        Some(limit) if u64::try_from(open + count).is_ok_and(|wanted| wanted > limit) => {
+            Err(Errno::MFILE.into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The hard limit; `None` where there is none.

@@ -12,6 +12,7 @@ pub mod file;
 pub mod handle;
 pub mod last_resort;
 pub mod limits;
+pub mod memory;
 pub mod patience;
 pub mod private;
 pub mod procfs;

@@ -31,11 +31,15 @@ use crate::listeners::fetch::{Listener, listeners};
 use crate::listeners::socket_table::{listening, seen};
 use crate::process::exit::Exit;
 use crate::process::handle::Handle;
-use crate::process::procfs;
+use crate::process::{memory, procfs};
 
 /// After a process is gone its last words are in the pipe already; only something that inherited
 /// the pipe can keep it open longer.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+
+const KILLED: Exit = Exit::Signal(9);
+const OUT_OF_MEMORY: &str = "HAProxy was killed while it started, by another process or by the kernel for \
+                             want of memory: see docker run --memory (docker update --memory), and dmesg";
 
 /// A generation as a process; `lifecycle` knows its phase.
 #[derive(Debug)]
@@ -72,6 +76,8 @@ pub(super) struct Running {
     pub(super) warnings: Vec<String>,
     /// It answered, but would serve nobody.
     rejected: bool,
+    /// By hapilot.
+    killed: bool,
     pub(super) guarded: Guarded,
     /// From ready on.
     pub(super) insider: Option<Insider>,
@@ -156,6 +162,7 @@ impl Supervisor {
             born: Rc::default(),
             warnings: problems.iter().map(ToString::to_string).collect(),
             rejected: false,
+            killed: false,
             guarded: Guarded::default(),
             insider: None,
         };
@@ -230,7 +237,14 @@ impl Supervisor {
         }
         let servers = std::mem::take(&mut running.known).believed(running.since);
         let known = Known { servers: &servers, texts: &texts };
-        match self.program.launch(id, source.as_deref(), configuration, known) {
+        // Where nobody serves, HAProxy is started all the same.
+        let room = if running.is_reload() {
+            self.program.ensure_room_for(self.keeper.seen().len())
+        } else {
+            Ok(())
+        };
+        let launch = |()| self.program.launch(id, source.as_deref(), configuration, known);
+        match room.and_then(launch) {
             Ok(launched) => self.launched(id, launched),
             Err(NotLaunched { exit, error }) => {
                 error!(generation = id.number(), "HAProxy could not be started: {error:#}");
@@ -273,6 +287,9 @@ impl Supervisor {
         let threads = running.serving_pid().and_then(|pid| procfs::threads(pid).ok().flatten());
         if let Some(threads) = threads {
             Rc::make_mut(&mut self.program).threads = threads;
+        }
+        if let Some(Err(error)) = running.pid.map(memory::as_ours) {
+            warn!(generation = id.number(), %error, "the kernel ends this HAProxy first if the memory is full");
         }
         running.insider = Some(Insider::enter(running.runtime_socket.clone()));
         self.served = Some(running.configuration);
@@ -395,6 +412,9 @@ impl Supervisor {
             error!(generation = id.number(), %limit, "HAProxy is not ready in time");
         }
         self.signal(id, Signal::KILL, "killing");
+        if let Some(running) = self.generations.get_mut(&id) {
+            running.killed = true;
+        }
     }
 
     pub(super) fn child_ended(&mut self, pid: i32, exit: Exit) {
@@ -414,6 +434,11 @@ impl Supervisor {
                 "the master process has ended; hapilot supervises its worker from now on"
             );
             return;
+        }
+        let by_hapilot = running.killed || running.rejected;
+        if exit == KILLED && running.ready_after.is_none() && !by_hapilot {
+            error!(generation = id.number(), "{OUT_OF_MEMORY}");
+            running.words.hear(OUT_OF_MEMORY);
         }
         // As HAProxy itself ends with a configuration that it refuses.
         let exit = if running.rejected { Exit::Code(1) } else { exit };

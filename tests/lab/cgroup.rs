@@ -43,6 +43,15 @@ impl Cgroup {
         fs::write(self.0.join(file), value).unwrap();
     }
 
+    /// The files of what is used, and of the limit.
+    pub fn memory(&self) -> (&'static str, &'static str) {
+        if self.0.join("memory.max").exists() {
+            ("memory.current", "memory.max")
+        } else {
+            ("memory.usage_in_bytes", "memory.limit_in_bytes")
+        }
+    }
+
     pub fn number(&self, file: &str) -> u64 {
         fs::read_to_string(self.0.join(file)).unwrap().trim().parse().unwrap()
     }

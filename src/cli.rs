@@ -15,7 +15,7 @@ use tracing::error;
 use tracing::level_filters::LevelFilter;
 
 use crate::control::client::Client;
-use crate::control::protocol::{Answer, Request, SOCKET, Status};
+use crate::control::protocol::{Answer, GenerationStatus, Request, SOCKET, Status};
 use crate::handover::receipt::Verdict;
 use crate::handover::takeover::plain::paused;
 use crate::haproxy::command_line::{Files, Invocation, LAST_RESORT, Source, command, invocation};
@@ -29,6 +29,7 @@ use crate::operator::runtime;
 use crate::operator::server::{self, Patterns, Wish};
 use crate::operator::servers::Order;
 use crate::operator::sessions;
+use crate::printable::printable_lines;
 use crate::process::descriptors;
 use crate::process::last_resort;
 use crate::process::program::Run;
@@ -42,8 +43,9 @@ const QUICK: Duration = Duration::from_secs(5);
 /// A configuration with many names to resolve takes its time.
 const CHECK_LIMIT: Duration = Duration::from_mins(5);
 const WATCH_AGAIN: Duration = Duration::from_secs(1);
-/// Two reloads that are refused at the last moment, and some.
-const RELOAD_LIMIT: Duration = Duration::from_mins(5);
+/// How often `reload` says what it waits for. hapilot has the limits; HAProxy may need minutes, and
+/// another reload may be under way.
+const TELL_AGAIN: Duration = Duration::from_secs(10);
 
 const AFTER_HELP: &str = "\
 Without a command, with `run`, or with HAProxy's own arguments (`-f …`, `haproxy -f …`) hapilot
@@ -237,11 +239,12 @@ fn own(words: Vec<OsString>) -> u8 {
 
 /// A line for people; a closed pipe is no reason to fail.
 fn say(text: impl std::fmt::Display) {
-    let _ = writeln!(io::stdout(), "{text}");
+    let text = text.to_string();
+    let _ = writeln!(io::stdout(), "{}", printable_lines(&text));
 }
 
 fn complain(text: &str) {
-    let _ = writeln!(io::stderr(), "hapilot: {text}");
+    let _ = writeln!(io::stderr(), "hapilot: {}", printable_lines(text));
 }
 
 impl From<anyhow::Error> for Refused {
@@ -465,7 +468,8 @@ fn watch_status() -> Result<u8, Refused> {
     loop {
         let status = ask_status()?;
         // Home, then clear: without the blink of the other order.
-        let text = format!("\x1b[H\x1b[2J{}", status.to_string().trim_end());
+        let text = status.to_string();
+        let text = format!("\x1b[H\x1b[2J{}", printable_lines(text.trim_end()));
         let mut out = io::stdout();
         if writeln!(out, "{text}").and_then(|()| out.flush()).is_err() {
             return Ok(0);
@@ -507,8 +511,32 @@ fn end_session(which: &sessions::Which) -> Result<u8, Refused> {
     Ok(u8::from(answer.refused))
 }
 
+/// For as long as hapilot lives and answers: it ends each reload within limits of its own.
+fn await_reload() -> Result<Answer> {
+    let mut client = client()?;
+    client.send(&Request::Reload)?;
+    let mut waited = Duration::ZERO;
+    loop {
+        if let Some(answer) = client.answer(Some(TELL_AGAIN))? {
+            return Ok(answer);
+        }
+        waited += TELL_AGAIN;
+        let status = ask_status().context(
+            "ask what the reload waits for; it may still be taken, which `hapilot status` shows",
+        )?;
+        let generation = |one: &GenerationStatus| format!("generation {} is {}", one.id, one.state);
+        let generations: Vec<_> = status.generations.iter().map(generation).collect();
+        complain(&format!(
+            "the reload is not over after {}: hapilot is {}, {}",
+            humantime::format_duration(waited),
+            status.state,
+            generations.join(", ")
+        ));
+    }
+}
+
 fn reload(as_json: bool) -> Result<u8, Refused> {
-    let receipt = match client()?.ask(&Request::Reload, Some(RELOAD_LIMIT))? {
+    let receipt = match await_reload()? {
         Answer::Reload(receipt) => receipt,
         other => return Err(unexpected(&other).into()),
     };

@@ -13,6 +13,7 @@ pub mod host;
 pub mod listeners;
 pub mod logging;
 pub mod operator;
+pub mod printable;
 pub mod problem;
 pub mod process;
 pub mod settings;

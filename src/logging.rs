@@ -17,6 +17,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::printable::printable;
 use crate::process::readiness::writable as writable_again;
 use crate::settings::LogFormat;
 
@@ -65,6 +66,11 @@ impl Log {
     }
 
     fn push(&self, line: &[u8]) {
+        let line = String::from_utf8_lossy(line);
+        let line = line.strip_suffix('\n').unwrap_or(&line);
+        // Names of processes, sockets and peers are anybody's, and so are HAProxy's words.
+        let line = printable(line) + "\n";
+        let line = line.as_bytes();
         let mut waiting = self.waiting();
         if waiting.bytes.len() + line.len() > MOST_WAITING {
             waiting.dropped += 1;

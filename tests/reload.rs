@@ -278,3 +278,35 @@ fn a_reload_leaves_a_receipt_that_tells_what_happened() {
     assert!(at("  refused at ") < at("  taken at "), "{text}");
     end(&lab, hapilot, &before);
 }
+
+#[test]
+fn a_reload_is_done_when_the_old_one_accepts_no_more_though_it_has_a_grace() {
+    let with_grace = |via| format!("global\n  grace 3s\n{}", proxy(":80", via));
+    let (lab, hapilot, before) = Lab::serving(&with_grace("v1"), &[]);
+    lab.balancer.write("haproxy.cfg", &with_grace("v2"));
+    let reloaded = Finished::from(hapilot.command(&["reload"]));
+    for _ in 0..60 {
+        assert_eq!(via(&lab), "v2");
+    }
+    reloaded.assert_code(0).assert_says(&["haproxy.cfg:2", "accepts for 3s more"]);
+    let config = lab.balancer.path("haproxy.cfg");
+    let checked = lab.balancer.container("other").config(&config).args(&["check"]).finish();
+    checked.assert_code(0).assert_says(&["haproxy.cfg:2", "accepts for 3s more"]);
+    assert_eq!(hapilot.log.count("it still accepts though"), 0);
+    end(&lab, hapilot, &before);
+}
+
+#[test]
+fn the_command_says_what_it_waits_for_and_does_not_give_up_before_hapilot_does() {
+    let (lab, hapilot, before) = start();
+    let script = lab.balancer.write("slow.lua", "os.execute('sleep 11')\n");
+    let slow = format!("global\n  lua-load {}\n{}", script.display(), proxy(":80", "v2"));
+    lab.balancer.write("haproxy.cfg", &slow);
+    let reloaded = Finished::from(hapilot.command(&["reload"]));
+    reloaded.assert_code(0).assert_says(&[
+        "the reload is not over after 10s: hapilot is reloading",
+        "generation 1 is serving, generation 2 is starting",
+    ]);
+    assert_eq!(via(&lab), "v2");
+    end(&lab, hapilot, &before);
+}

@@ -229,3 +229,24 @@ fn udp_listeners_and_http3_sessions_survive_reloads() {
     assert_eq!(udp_listeners(&lab), udp, "the same sockets");
     end(&lab, hapilot, &before);
 }
+
+#[test]
+fn an_abstract_socket_is_shown_by_its_name_alone() {
+    let config = [
+        DEFAULTS.to_owned(),
+        frontend("web", &[":80", "abns@hapilot-lab-shown"], "v1", "origin"),
+        origin(),
+    ];
+    let (lab, mut hapilot, before) = Lab::serving(&config.concat(), &[]);
+    reload(&mut hapilot);
+    let status = hapilot.status();
+    let listeners = status["listeners"].as_array().unwrap();
+    let shown = listeners.iter().filter(|one| one["address"] == "abns@hapilot-lab-shown");
+    assert_eq!(shown.count(), 1, "{status}");
+    let text = String::from_utf8(hapilot.command(&["status"]).stdout).unwrap();
+    assert!(text.contains("abns@hapilot-lab-shown"), "{text}");
+    let is_raw = |c: char| c.is_control() && c != '\n';
+    assert!(!text.contains(is_raw), "{text:?}");
+    assert!(!hapilot.log.text().contains(is_raw));
+    end(&lab, hapilot, &before);
+}

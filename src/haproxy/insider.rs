@@ -70,13 +70,13 @@ impl Insider {
     pub fn let_go(&self) -> impl Future<Output = ()> + use<> {
         let questions = self.questions.clone();
         async move {
-            // It says so and then does so: once it says so again, it has.
-            let mut said = 0;
-            while said < 2 {
-                // Who does not answer has ended, or is about to.
-                let Ok(info) = put(&questions, "show info").await else { return };
-                said += usize::from(field(&info, "Stopping") == Some("1"));
-                sleep(FIRST_PAUSE).await;
+            let mut pause = FIRST_PAUSE;
+            // A process that does not answer has ended, or is about to.
+            while let Ok(info) = put(&questions, "show info").await
+                && accepts(&info)
+            {
+                sleep(pause).await;
+                pause = (2 * pause).min(LONGEST_PAUSE);
             }
         }
     }
@@ -158,6 +158,14 @@ impl Question {
     }
 }
 
+/// "Stopping" alone says little: with `grace` HAProxy goes on accepting after it has said so. A worker
+/// keeps its way to the master, which is a listener and an unstoppable job.
+fn accepts(info: &str) -> bool {
+    let number = |name| field(info, name).and_then(|value| value.parse::<u64>().ok());
+    let listeners = number("Listeners").unwrap_or(0);
+    field(info, "Stopping") != Some("1") || listeners > number("Unstoppable Jobs").unwrap_or(0)
+}
+
 /// HAProxy ends when nothing is left of what it counts as jobs: listeners, sessions, peers that are
 /// taught, this conversation.
 fn has_more_than_us(info: &str) -> bool {
@@ -180,6 +188,19 @@ async fn exchange(stream: &mut BufReader<UnixStream>, command: &str) -> Result<S
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_that_stops_accepts_for_as_long_as_it_has_listeners() {
+        for (info, accept) in [
+            ("Stopping: 0\nListeners: 3\nUnstoppable Jobs: 0\n", true),
+            ("Stopping: 1\nListeners: 2\nUnstoppable Jobs: 0\n", true),
+            ("Stopping: 1\nListeners: 0\nUnstoppable Jobs: 0\n", false),
+            ("Stopping: 1\nListeners: 1\nUnstoppable Jobs: 1\n", false),
+            ("Stopping: 1\n", false),
+        ] {
+            assert_eq!(accepts(info), accept, "{info:?}");
+        }
+    }
 
     #[test]
     fn who_has_nothing_left_but_us_is_left() {

@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use rustix::thread::{CapabilitySet, capabilities, no_new_privs};
 
@@ -42,6 +43,8 @@ pub struct Judgement {
     pub problems: Vec<Problem>,
     /// Where the configuration expects the servers' state, if it does.
     pub state_file: Option<StateFile>,
+    /// How long it accepts after it was told to stop.
+    pub grace: Duration,
     /// Where HAProxy will look for `/dev/log`, if it sends its log there.
     pub syslog: Vec<PathBuf>,
     /// Directories that it needs and that are not there.
@@ -76,7 +79,9 @@ impl Judge {
         let missing = places::missing(&configuration.directories);
         problems.extend(places::problems(&missing));
         let syslog = syslog(&configuration);
-        Judgement { problems, state_file: self.state_file(&configuration), syslog, missing }
+        let grace = configuration.grace.as_ref().map_or(Duration::ZERO, |grace| grace.value);
+        let state_file = self.state_file(&configuration);
+        Judgement { problems, state_file, grace, syslog, missing }
     }
 
     /// The files that the configuration names, those of its lists included.

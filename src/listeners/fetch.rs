@@ -22,6 +22,7 @@ use tokio::net::UnixStream;
 use super::compare::Seen;
 use super::wire::{self, Description};
 use crate::fault::{self, Point};
+use crate::printable::printable;
 use crate::process::limits::explained;
 use crate::process::patience::within;
 
@@ -135,6 +136,15 @@ pub fn describe(socket: OwnedFd, description: Description) -> Result<Listener> {
     Ok(Listener { socket, description, address, inode })
 }
 
+/// `abns@` fills up the name with zeros to the end of the kernel's structure (as HAProxy has done it
+/// since 1.5), `abnsz@` of HAProxy 3.2 does not.
+fn of_abstract(name: &[u8]) -> String {
+    const FULL: usize = 107;
+    let kind = if name.len() == FULL { "abns" } else { "abnsz" };
+    let end = name.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    format!("{kind}@{}", printable(&String::from_utf8_lossy(&name[..end])))
+}
+
 struct Address<'a> {
     name: &'a rustix::net::SocketAddrAny,
     kind: SocketType,
@@ -153,8 +163,11 @@ impl fmt::Display for Address<'_> {
             }
         } else if let Ok(unix) = rustix::net::SocketAddrUnix::try_from(self.name.clone()) {
             match (unix.path_bytes(), unix.abstract_name()) {
-                (Some(path), _) => f.write_str(lasting(&String::from_utf8_lossy(path)))?,
-                (_, Some(name)) => write!(f, "abns@{}", String::from_utf8_lossy(name))?,
+                (Some(path), _) => {
+                    let path = String::from_utf8_lossy(path);
+                    f.write_str(&printable(lasting(&path)))?;
+                }
+                (_, Some(name)) => f.write_str(&of_abstract(name))?,
                 _ => f.write_str("unix@")?,
             }
         } else {
@@ -204,6 +217,22 @@ mod tests {
             let listener = describe(socket, Description::default()).unwrap();
             assert_eq!(listener.address, address.replace("PORT", &name.port().to_string()));
             assert_eq!(listener.seen().port(), Some(name.port()));
+        }
+    }
+
+    #[test]
+    fn an_abstract_name_is_shown_as_it_was_written() {
+        use rustix::net::{AddressFamily, SocketAddrUnix, bind, socket};
+        let own = format!("hapilot-{}", std::process::id());
+        let full = |name: &str| [name.as_bytes(), &vec![0; 107 - name.len()]].concat();
+        for (name, shown) in [
+            (full(&own), format!("abns@{own}")),
+            (own.clone().into_bytes(), format!("abnsz@{own}")),
+            (full(&format!("{own}\n\u{1b}[2J")), format!("abns@{own}\\n\\u{{1b}}[2J")),
+        ] {
+            let socket = socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+            bind(&socket, &SocketAddrUnix::new_abstract_name(&name).unwrap()).unwrap();
+            assert_eq!(describe(socket, Description::default()).unwrap().address, shown);
         }
     }
 

@@ -78,6 +78,8 @@ pub(super) struct Running {
     rejected: bool,
     /// By hapilot.
     killed: bool,
+    /// How long it accepts after it was told to stop.
+    pub(super) grace: Duration,
     pub(super) guarded: Guarded,
     /// From ready on.
     pub(super) insider: Option<Insider>,
@@ -134,7 +136,7 @@ impl Supervisor {
             _ => std::mem::take(&mut self.waiting),
         };
         self.trying.insert(id, waiting);
-        let Judgement { problems, state_file, syslog, missing } = self.judge.judge();
+        let Judgement { problems, state_file, syslog, grace, missing } = self.judge.judge();
         places::make(&missing);
         self.syslog.open(&syslog);
         Rc::make_mut(&mut self.program).state_file = state_file;
@@ -163,6 +165,7 @@ impl Supervisor {
             warnings: problems.iter().map(ToString::to_string).collect(),
             rejected: false,
             killed: false,
+            grace,
             guarded: Guarded::default(),
             insider: None,
         };

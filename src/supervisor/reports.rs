@@ -19,7 +19,8 @@ use crate::process::exit::Exit;
 
 /// As many as fit on a screen with the rest of a status.
 const RELOADS_TOLD: usize = 8;
-/// How long the old generation may take to let go of its listeners before a reload is called done.
+/// How long the old generation may take to let go of its listeners before a reload is called done;
+/// longer by its `grace`.
 const LET_GO_LIMIT: Duration = Duration::from_secs(2);
 
 impl Supervisor {
@@ -133,13 +134,21 @@ impl Supervisor {
             Some(id) => self.trying.remove(&id).unwrap_or_default(),
             None => std::mem::take(&mut self.waiting),
         };
-        let let_go = old.and_then(|old| self.generations.get(&old)?.insider.as_ref());
-        let let_go = let_go.map(Insider::let_go);
+        let old = old.and_then(|old| self.generations.get(&old));
+        let limit = LET_GO_LIMIT + old.map_or(Duration::ZERO, |old| old.grace);
+        let let_go = old.and_then(|old| old.insider.as_ref()).map(Insider::let_go);
+        let old = receipt.from_generation;
         let told = receipt.clone();
         tokio::task::spawn_local(async move {
             if let Some(let_go) = let_go {
                 // One that is stuck is no reason to keep it to ourselves.
-                let _ = timeout(LET_GO_LIMIT, let_go).await;
+                if timeout(limit, let_go).await.is_err() {
+                    warn!(
+                        generation = old,
+                        "it still accepts though it was told to stop: new connections may meet the \
+                         old configuration"
+                    );
+                }
             }
             for answer in waiting {
                 let _ = answer.send(Answer::Reload(Box::new(told.clone())));

@@ -2,6 +2,8 @@
 //! `log` line: local, rfc3164, rfc5424, priority, short, raw …). Values only, and nothing fails:
 //! what makes no sense is the message.
 
+use crate::printable::printable;
+
 const FACILITIES: [&str; 24] = [
     "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "auth2",
     "ftp", "ntp", "audit", "alert", "cron2", "local0", "local1", "local2", "local3", "local4",
@@ -34,8 +36,8 @@ impl Message {
         Self {
             facility: FACILITIES[usize::from(priority >> 3).min(FACILITIES.len() - 1)],
             severity: priority & 7,
-            process: process.map(printable),
-            text: printable(text),
+            process: process.map(|process| printable(process).into_owned()),
+            text: printable(text).into_owned(),
         }
     }
 
@@ -43,19 +45,6 @@ impl Message {
     pub fn severity_name(&self) -> &'static str {
         SEVERITIES[usize::from(self.severity & 7)]
     }
-}
-
-/// Nobody writes a line of ours, or moves the cursor of whoever reads.
-fn printable(text: &str) -> String {
-    let mut clean = String::with_capacity(text.len());
-    for character in text.chars() {
-        if character.is_control() && character != '\t' {
-            clean.extend(character.escape_default());
-        } else {
-            clean.push(character);
-        }
-    }
-    clean
 }
 
 fn priority(text: &str) -> Option<(u8, &str)> {

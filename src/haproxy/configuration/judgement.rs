@@ -45,6 +45,7 @@ pub struct Facts<'a> {
 pub fn judge(configuration: &Configuration, facts: &Facts<'_>) -> Vec<Problem> {
     let mut problems = Vec::new();
     problems.extend(master_worker(configuration));
+    problems.extend(grace(configuration));
     problems.extend(switched_off(configuration, facts));
     problems.extend(closed_to_transparent(configuration, facts));
     problems.extend(user_with_usesrc(configuration, facts.version));
@@ -84,6 +85,21 @@ fn master_worker(configuration: &Configuration) -> Option<Problem> {
                  container of its own, then remove both"
             ),
         },
+    })
+}
+
+fn grace(configuration: &Configuration) -> Option<Problem> {
+    let Found { value, place } =
+        configuration.grace.as_ref().filter(|grace| !grace.value.is_zero())?;
+    let grace = humantime::format_duration(*value);
+    Some(Problem {
+        what: format!(
+            "{place}: because of `grace` a HAProxy that was told to stop accepts for {grace} more: in a \
+             reload new connections meet the old or the new configuration until then, and only then \
+             `hapilot reload` comes back"
+        ),
+        mend: "remove that line, unless something in front must first notice that this one stops"
+            .into(),
     })
 }
 
@@ -303,6 +319,14 @@ mod tests {
         let begins =
             "h.cfg:3: without option idle-close-on-response (a, b, c and 2 more), a reload";
         assert!(told[0].starts_with(begins), "{told:?}");
+    }
+
+    #[test]
+    fn a_grace_is_told_with_its_length() {
+        let problems = asis("global\n grace 4s\n");
+        assert!(problems[0].starts_with("h.cfg:2: because of `grace`"), "{}", problems[0]);
+        assert!(problems[0].contains("accepts for 4s more"), "{}", problems[0]);
+        assert!(asis("global\n grace 0\n").is_empty());
     }
 
     #[test]

@@ -95,6 +95,8 @@ pub struct Configuration {
     /// Of all `bind` lines.
     pub lowest_port: Option<Found<u16>>,
     pub hard_stop_after: Option<Found<Duration>>,
+    /// How long HAProxy goes on accepting after it was told to stop.
+    pub grace: Option<Found<Duration>>,
     pub timeouts: Vec<Found<Timeout>>,
     /// How many sockets it listens at, as far as that can be read.
     pub listeners: u64,
@@ -233,6 +235,9 @@ impl Configuration {
             "hard-stop-after" => {
                 self.hard_stop_after = time::time(first).map(|value| Found { value, place });
             }
+            "grace" => {
+                self.grace = time::time(first).map(|value| Found { value, place });
+            }
             "maxconn" => {
                 self.maxconn = first.parse().ok().map(|value| Found { value, place });
             }
@@ -363,16 +368,17 @@ mod tests {
     #[test]
     fn what_bounds_a_session_is_found_with_its_place() {
         let found = scan(
-            "global\n hard-stop-after 30s\ndefaults\n timeout connect 1d\n timeout client 1m\n \
+            "global\n hard-stop-after 30s\n grace 4s\ndefaults\n timeout connect 1d\n timeout client 1m\n \
              timeout tunnel 1h\n timeout server x\n timeout client\n",
         );
         assert_eq!(found.hard_stop_after.unwrap().value, Duration::from_secs(30));
+        assert_eq!(found.grace.unwrap().value, Duration::from_secs(4));
         let timeouts: Vec<_> = found
             .timeouts
             .iter()
             .map(|found| (&*found.value.of, found.value.value.as_secs(), found.place.line))
             .collect();
-        assert_eq!(timeouts, [("client", 60, 5), ("tunnel", 3600, 6)]);
+        assert_eq!(timeouts, [("client", 60, 6), ("tunnel", 3600, 7)]);
     }
 
     #[test]

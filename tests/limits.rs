@@ -83,6 +83,9 @@ impl Scene {
     }
 }
 
+/// For one HAProxy more, and what hapilot may run beside it.
+const ROOM: u64 = 12;
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Reloaded {
     Taken,
@@ -95,7 +98,7 @@ fn a_full_pids_limit_refuses_reloads_and_nothing_else() {
     let scene = Scene::begin(&group.wrapper(), &[]);
     let there = group.number("pids.current");
     let (mut refused, mut last) = (0, Reloaded::Taken);
-    for limit in (1..=there + 5).rev() {
+    for limit in (1..=there + ROOM).rev() {
         until(LONG, "the replaced one has ended", || {
             (group.number("pids.current") <= there).then_some(())
         });
@@ -103,7 +106,7 @@ fn a_full_pids_limit_refuses_reloads_and_nothing_else() {
         last = scene.reload();
         refused += usize::from(last == Reloaded::Refused);
         scene.instance.status();
-        if limit == there + 5 {
+        if limit == there + ROOM {
             assert_eq!(last, Reloaded::Taken, "there is room for one more");
         }
     }
@@ -114,6 +117,38 @@ fn a_full_pids_limit_refuses_reloads_and_nothing_else() {
     assert_ne!(scene.instance.current().id, scene.serving.id);
     assert_eq!(scene.instance.status()["crashes"], 0);
     scene.end(refused, "--pids-limit");
+    drop(group);
+}
+
+/// HAProxy itself waits for threads that it cannot have, for ever and without a word.
+#[test]
+fn a_haproxy_that_cannot_have_its_threads_is_not_waited_for() {
+    let group = Cgroup::new("pids");
+    let scene = Scene::begin(&group.wrapper(), &[]);
+    let config = haproxy_cfg::proxy(":80", "greedy");
+    scene.lab.balancer.write("haproxy.cfg", &format!("global\n  nbthread 40\n{config}"));
+    group.set("pids.max", &(group.number("pids.current") + 20).to_string());
+    assert_eq!(scene.reload(), Reloaded::Refused);
+    let line = scene.instance.log.await_line("HAProxy waits for threads that it cannot have");
+    assert!(line.contains("--pids-limit"), "{line}");
+    group.set("pids.max", "max");
+    assert_eq!(scene.reload(), Reloaded::Taken);
+    assert_eq!(scene.instance.status()["crashes"], 0);
+    scene.end(0, "");
+    drop(group);
+}
+
+#[test]
+fn a_first_haproxy_that_cannot_have_its_threads_ends_with_the_reason() {
+    let group = Cgroup::new("pids");
+    let host = Host::alone();
+    let config = haproxy_cfg::proxy(":80", "greedy");
+    let config = host.write("haproxy.cfg", &format!("global\n  nbthread 40\n{config}"));
+    group.set("pids.max", "30");
+    let wrapper = group.wrapper();
+    let words: Vec<_> = wrapper.iter().map(String::as_str).collect();
+    let finished = host.container("hapilot").config(&config).wrapped(&words).finish();
+    finished.assert_code(1).assert_says(&["--pids-limit", "nbthread"]);
     drop(group);
 }
 

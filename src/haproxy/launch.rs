@@ -85,6 +85,8 @@ pub struct Known<'a> {
 /// Descriptors that a reload takes beside those of the listeners: runtime sockets, the output, the
 /// pipes of a guard's programs.
 const FOR_A_RELOAD: usize = 32;
+/// Threads and programs of hapilot's that may run while HAProxy starts: a look at the host, a guard.
+const BESIDE: usize = 8;
 /// HAProxy's process, and the thread of ours that starts it.
 const WITH_ITS_STARTER: usize = 2;
 
@@ -184,11 +186,13 @@ impl Program {
         Ok(Some(last))
     }
 
-    /// Whether a reload finds a place for each listener a second time. Without it they would not be
-    /// shared, which costs what a refusal does not.
+    /// Whether a reload finds room: threads beside what hapilot itself may run meanwhile, and a place for
+    /// each listener a second time. Without that they would not be shared, which costs what a refusal
+    /// does not. Where nobody serves, HAProxy is started all the same.
     pub fn ensure_room_for(&self, listeners: usize) -> std::result::Result<(), NotLaunched> {
         descriptors::ensure_room(listeners + FOR_A_RELOAD)
-            .context("make room for the listeners of a reload")
+            .and_then(|()| ensure_room(self.threads + BESIDE))
+            .context("make room for the HAProxy of a reload")
             .map_err(|error| NotLaunched { exit: Exit::Code(70), error: explained(error) })
     }
 
@@ -235,8 +239,7 @@ impl Program {
         Ok(Launched { handle, runtime_socket, output })
     }
 
-    /// HAProxy waits for its other threads for ever where it gets fewer than it wants (2.6 to 3.2), so
-    /// one is not started that could not have as many as the last.
+    /// One is not started that could not have as many threads as the last: see `starved`.
     fn ensure_room(&self) -> io::Result<()> {
         ensure_room(self.threads.max(WITH_ITS_STARTER))
     }

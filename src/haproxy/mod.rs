@@ -24,6 +24,7 @@ pub mod ready;
 pub mod runtime_api;
 pub mod server_state;
 pub mod session;
+pub mod starved;
 pub mod state_file;
 pub mod stick_table;
 pub mod taken;

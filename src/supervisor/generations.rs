@@ -25,6 +25,7 @@ use crate::haproxy::output::{Words, follow};
 use crate::haproxy::places;
 use crate::haproxy::ready::ready;
 use crate::haproxy::server_state::{Born, Servers, Since};
+use crate::haproxy::starved::starved;
 use crate::listeners::compare::{Seen, contested};
 use crate::listeners::counters::{self, Counters};
 use crate::listeners::fetch::{Listener, listeners};
@@ -270,7 +271,13 @@ impl Supervisor {
         }
         let messages = self.messages.clone();
         running.tasks.push(tokio::task::spawn_local(async move {
-            let answering = ready(&runtime_socket, pid).await;
+            let answering = tokio::select! {
+                answering = ready(&runtime_socket, pid) => answering,
+                () = starved() => {
+                    let _ = messages.send(Message::Starved(id));
+                    return;
+                }
+            };
             if answering != pid {
                 let _ = messages.send(Message::Worker(id, Handle::of_child(answering, pid)));
             }

@@ -42,6 +42,7 @@ use crate::haproxy::generation::GenerationId;
 use crate::haproxy::judge::Judge;
 use crate::haproxy::launch::Program;
 use crate::haproxy::server_state::Servers;
+use crate::haproxy::starved;
 use crate::host::TearDownError;
 use crate::host::orders::{Orders, TornDown};
 use crate::host::watch::Changed;
@@ -79,6 +80,8 @@ pub(super) enum Message {
     Worker(GenerationId, anyhow::Result<Handle>),
     WorkerEnded(GenerationId),
     /// What follows beside the listeners.
+    /// It waits for threads that it cannot have.
+    Starved(GenerationId),
     HandedOver(GenerationId, HandedOver),
     /// A guard is up, or none could be raised.
     Raised(GenerationId),
@@ -380,6 +383,7 @@ impl Supervisor {
             }
             Message::Worker(id, worker) => self.worker(id, worker),
             Message::WorkerEnded(id) => self.worker_ended(id),
+            Message::Starved(id) => self.reject(id, starved::WHY),
             Message::Ready(id, listeners) => self.ready(id, listeners),
             Message::HandedOver(id, rest) => {
                 let event = self.handed_over(id, rest)?;

@@ -573,14 +573,19 @@ fn ask_inside(generation: u32, command: &str) -> Result<String> {
 }
 
 fn runtime(all: bool, command: &str) -> Result<u8, Refused> {
-    let told = if all {
-        runtime::all(command, &*ask_status()?, ask_inside)
-    } else {
-        runtime::serving(command)?
-    };
-    if told.refused && !all {
-        complain(&told.text);
-    } else if !told.text.is_empty() {
+    if !all {
+        let mut complained = false;
+        let refused = runtime::serving(command, |kind, line| match kind {
+            runtime::Line::Answer => say(line),
+            runtime::Line::Refusal if std::mem::replace(&mut complained, true) => {
+                let _ = writeln!(io::stderr(), "{line}");
+            }
+            runtime::Line::Refusal => complain(line),
+        })?;
+        return Ok(u8::from(refused));
+    }
+    let told = runtime::all(command, &*ask_status()?, ask_inside);
+    if !told.text.is_empty() {
         say(told.text);
     }
     Ok(u8::from(told.refused))

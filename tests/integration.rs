@@ -4,6 +4,7 @@
 
 mod lab;
 
+mod answers;
 mod bad_input;
 mod carried;
 mod cli;

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::pace::Change;
 use super::reload::{Given, give_servers, servers_in, servers_of, still_learning};
@@ -22,6 +22,8 @@ use crate::haproxy::stick_table::{
 
 /// Of all tables together; some 100 bytes each.
 const MOST_ENTRIES: usize = 50_000;
+/// Of one of them.
+const MOST_BYTES: usize = 8 * 1024 * 1024;
 /// HAProxy learns from the dead one for 5 s, and from others for another 5 s.
 const LEARN_LIMIT: Duration = Duration::from_secs(12);
 /// The old one drains no earlier.
@@ -120,9 +122,11 @@ async fn table(socket: &Path, head: Head) -> Result<Option<Table>> {
     let (mut table, mut found) = (Table::new(head), false);
     let look = |line: &str| match Head::read(line) {
         Some(_) => found = true,
-        None => table.add(line),
+        None if table.bytes() < MOST_BYTES => table.add(line),
+        None => {}
     };
     each_line(socket, command.as_bytes(), LIMIT, look).await?;
+    ensure!(table.bytes() < MOST_BYTES, "its entries have more than {MOST_BYTES} bytes");
     Ok(found.then_some(table))
 }
 

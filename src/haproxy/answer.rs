@@ -18,20 +18,45 @@ pub struct Answer {
 impl Answer {
     #[must_use]
     pub fn read(raw: &str) -> Self {
+        let mut lines = Lines::default();
+        let mut text = String::new();
+        for line in raw.lines() {
+            lines.read(line, |line| {
+                text.push_str(line);
+                text.push('\n');
+            });
+        }
+        text.truncate(text.trim_end_matches('\n').len());
+        Self { text, refused: lines.refused }
+    }
+}
+
+/// The same line by line, for answers that may be long.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lines {
+    /// So far.
+    pub refused: bool,
+    begun: bool,
+    /// Lines that are shown only if another one follows.
+    blank: usize,
+}
+
+impl Lines {
+    /// `show` is told of what an operator would see.
+    pub fn read(&mut self, line: &str, mut show: impl FnMut(&str)) {
         // The first blank line is the answer to our prefix.
-        let body = raw.strip_prefix('\n').unwrap_or(raw);
-        let mut refused = false;
-        let mut lines = Vec::new();
-        for line in body.lines() {
-            let (severity, words) = message(line).unwrap_or((u8::MAX, line));
-            // Told as a mere help text.
-            refused |= severity <= ERROR || (severity != u8::MAX && is_unknown(words));
-            lines.push(words);
+        if !std::mem::replace(&mut self.begun, true) && line.is_empty() {
+            return;
         }
-        while lines.last().is_some_and(|line| line.is_empty()) {
-            lines.pop();
+        let (severity, words) = message(line).unwrap_or((u8::MAX, line));
+        // Told as a mere help text.
+        self.refused |= severity <= ERROR || (severity != u8::MAX && is_unknown(words));
+        if words.is_empty() {
+            self.blank += 1;
+            return;
         }
-        Self { text: lines.join("\n"), refused }
+        (0..std::mem::take(&mut self.blank)).for_each(|_| show(""));
+        show(words);
     }
 }
 

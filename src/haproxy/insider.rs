@@ -4,28 +4,36 @@
 //! it. So whoever has a question for one that drains asks it here, and as soon as nothing but this
 //! conversation is left to HAProxy, it ends.
 
+use std::cell::RefCell;
+use std::fmt::{self, Write as _};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
+use anyhow::{Context, Result, anyhow};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use super::runtime_api::{LIMIT, field};
+use super::runtime_api::{Conversation, LONGEST_ANSWER, field};
 
-/// Where a line would begin.
-const PROMPT: &[u8] = b"\n> ";
+/// For the whole of an answer, which may tell of many sessions.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// HAProxy tells nobody when its last session ends: between two looks, longer each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
-#[derive(Debug)]
 struct Question {
     command: String,
-    answer: oneshot::Sender<Result<String>>,
+    /// At each line of the answer.
+    look: Box<dyn FnMut(&str)>,
+    answer: oneshot::Sender<Result<()>>,
+}
+
+impl fmt::Debug for Question {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Question").field("command", &self.command).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -61,9 +69,19 @@ impl Insider {
         }
     }
 
-    /// The raw answer to one command; messages in it have their severity before them.
+    /// The raw answer to one command; messages in it have their severity before them. One that is too
+    /// long is cut, and says so.
     pub fn ask(&self, command: &str) -> impl Future<Output = Result<String>> + use<> {
         put(&self.questions, command)
+    }
+
+    /// Looks at each line of the answer as it comes, for answers that may be long.
+    pub fn each_line(
+        &self,
+        command: &str,
+        look: Box<dyn FnMut(&str)>,
+    ) -> impl Future<Output = Result<()>> + use<> {
+        put_question(&self.questions, command, look)
     }
 
     /// Until it takes no new connection any more, as it has been told.
@@ -86,12 +104,49 @@ fn put(
     questions: &mpsc::UnboundedSender<Question>,
     command: &str,
 ) -> impl Future<Output = Result<String>> + use<> {
+    let kept = Rc::new(RefCell::new((String::new(), Cut::No)));
+    let into = Rc::clone(&kept);
+    let look = move |line: &str| {
+        let (text, cut) = &mut *into.borrow_mut();
+        if text.len() + line.len() >= LONGEST_ANSWER {
+            *cut = Cut::Yes;
+        } else if *cut == Cut::No {
+            text.push_str(line);
+            text.push('\n');
+        }
+    };
+    let asked = put_question(questions, command, Box::new(look));
+    async move {
+        asked.await?;
+        let (mut text, cut) = kept.take();
+        if cut == Cut::Yes {
+            // Into a `String` it cannot fail.
+            let _ =
+                writeln!(text, "(hapilot: the rest, beyond {LONGEST_ANSWER} bytes, is left out)");
+        }
+        Ok(text)
+    }
+}
+
+/// Whether an answer is only begun.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Cut {
+    #[default]
+    No,
+    Yes,
+}
+
+fn put_question(
+    questions: &mpsc::UnboundedSender<Question>,
+    command: &str,
+    look: Box<dyn FnMut(&str)>,
+) -> impl Future<Output = Result<()>> + use<> {
     let (answer, answered) = oneshot::channel();
-    let sent = questions.send(Question { command: command.to_owned(), answer });
+    let sent = questions.send(Question { command: command.to_owned(), look, answer });
     async move {
         sent.ok().context("it has ended")?;
-        let answered = timeout(LIMIT, answered).await;
-        let limit = humantime::format_duration(LIMIT);
+        let answered = timeout(ANSWER_LIMIT, answered).await;
+        let limit = humantime::format_duration(ANSWER_LIMIT);
         answered.with_context(|| format!("no answer within {limit}"))?.context("it has ended")?
     }
 }
@@ -108,23 +163,22 @@ async fn converse(
     mut told: oneshot::Receiver<()>,
     asked: &mut mpsc::UnboundedReceiver<Question>,
 ) -> Result<()> {
-    let stream = UnixStream::connect(&socket).await.context("connect")?;
-    let mut stream = BufReader::new(stream);
-    // Else HAProxy hangs up after its first answer, or after ten idle seconds.
-    for command in ["prompt", "set timeout cli 24d", "set severity-output number"] {
-        exchange(&mut stream, command).await?;
+    let mut haproxy = Conversation::begin(&socket).await?;
+    // Else HAProxy hangs up after ten idle seconds.
+    for command in ["set timeout cli 24d", "set severity-output number"] {
+        haproxy.ask(command).await?;
     }
     let mut pause = None;
     loop {
         tokio::select! {
             _ = &mut told, if pause.is_none() => pause = Some(FIRST_PAUSE),
-            Some(question) = asked.recv() => question.pass_on(&mut stream).await?,
+            Some(question) = asked.recv() => question.pass_on(&mut haproxy).await?,
             () = sleep(pause.unwrap_or_default()), if pause.is_some() => {}
         }
         // After each question as well: whoever asks again and again keeps nobody alive.
         if let Some(last) = pause {
             // However long it takes: one that is stuck does not end without us either.
-            if !has_more_than_us(&exchange(&mut stream, "show info").await?) {
+            if !has_more_than_us(&haproxy.ask("show info").await?) {
                 return Ok(());
             }
             pause = Some((2 * last).min(LONGEST_PAUSE));
@@ -134,8 +188,8 @@ async fn converse(
 
 impl Question {
     /// An error ends the conversation.
-    async fn pass_on(self, stream: &mut BufReader<UnixStream>) -> Result<()> {
-        let Self { command, answer } = self;
+    async fn pass_on(self, haproxy: &mut Conversation) -> Result<()> {
+        let Self { command, look, answer } = self;
         if answer.is_closed() {
             // Told already that it was not answered, so it shall not be done any more.
             return Ok(());
@@ -148,8 +202,8 @@ impl Question {
             return Ok(());
         }
         // What never comes to an end (`show events … -w`) must not keep HAProxy from its own.
-        let answered = timeout(LIMIT, exchange(stream, &command)).await;
-        let limit = humantime::format_duration(LIMIT);
+        let answered = timeout(ANSWER_LIMIT, haproxy.each_line(&command, look)).await;
+        let limit = humantime::format_duration(ANSWER_LIMIT);
         let answered =
             answered.with_context(|| format!("no answer to {command:?} within {limit}")).flatten();
         let over = answered.as_ref().err().map(|error| anyhow!("{error:#}"));
@@ -172,17 +226,6 @@ fn has_more_than_us(info: &str) -> bool {
     let number = |name| field(info, name).and_then(|value| value.parse::<u64>().ok());
     // Where it does not say, it must not live on for our sake.
     number("Jobs").unwrap_or(0) > 1 + number("Unstoppable Jobs").unwrap_or(0)
-}
-
-async fn exchange(stream: &mut BufReader<UnixStream>, command: &str) -> Result<String> {
-    stream.get_mut().write_all(format!("{command}\n").as_bytes()).await.context("send")?;
-    let mut answer = Vec::new();
-    while !answer.ends_with(PROMPT) {
-        let read = stream.read_until(b' ', &mut answer).await.context("read")?;
-        ensure!(read > 0, "HAProxy hung up");
-    }
-    answer.truncate(answer.len() - PROMPT.len());
-    Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
 #[cfg(test)]

@@ -18,8 +18,10 @@ pub const CONFIGURED_MAINTENANCE: u32 = 0x04;
 const OUT_OF_USE: u32 = 0x3f;
 /// `CHK_ST_CONFIGURED` and `CHK_ST_ENABLED`.
 const CHECKED: u32 = 0x06;
-/// Of all servers together: some 200 bytes each.
+/// Of all servers together.
 const MOST: usize = 50_000;
+/// Of their lines. HAProxy needs some 100 for each.
+const MOST_BYTES: usize = 8 * 1024 * 1024;
 
 /// `srv_op_state`, as far as it matters here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,6 +71,7 @@ pub struct Servers {
     pub all: Vec<Server>,
     /// There were more than can be kept.
     pub left_out: usize,
+    bytes: usize,
 }
 
 const COLUMNS: [&str; 15] = [
@@ -99,7 +102,8 @@ impl Servers {
             let at = |wanted: &&str| names.split_whitespace().position(|name| name == *wanted);
             self.columns = COLUMNS.iter().map(at).collect();
         } else if let Some(server) = server(line, &self.columns) {
-            if self.all.len() < MOST {
+            self.bytes += line.len();
+            if self.all.len() < MOST && self.bytes < MOST_BYTES {
                 self.all.push(server);
             } else {
                 self.left_out += 1;

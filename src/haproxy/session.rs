@@ -15,6 +15,12 @@ pub struct Session {
     pub age: Duration,
 }
 
+/// HAProxy's names are not longer; what is no HAProxy's answer may be.
+fn short(name: &str) -> String {
+    const MOST: usize = 256;
+    name.chars().take(MOST).collect()
+}
+
 impl Session {
     /// As the kernel has it, whichever family the listener is of.
     #[must_use]
@@ -39,12 +45,49 @@ impl Session {
             known("srv").map_or(backend.to_owned(), |server| format!("{backend}/{server}"))
         });
         Some(Self {
-            id: line.split_once(':')?.0.to_owned(),
-            client: field("src")?.to_owned(),
-            frontend: frontend.to_owned(),
-            server,
+            id: short(line.split_once(':')?.0),
+            client: short(field("src")?),
+            frontend: short(frontend),
+            server: server.map(|server| short(&server)),
             age: humantime::parse_duration(field("age")?).ok()?,
         })
+    }
+}
+
+/// The oldest of many sessions, and how many there are, read line by line.
+#[derive(Clone, Debug)]
+pub struct Oldest {
+    most: usize,
+    pub count: usize,
+    kept: Vec<Session>,
+}
+
+impl Oldest {
+    #[must_use]
+    pub fn of_all(most: usize) -> Self {
+        Self { most, count: 0, kept: Vec::new() }
+    }
+
+    /// Adds what one line of `show sess` says.
+    pub fn add(&mut self, line: &str) {
+        let Some(session) = Session::read(line) else { return };
+        self.count += 1;
+        self.kept.push(session);
+        if self.kept.len() >= 2 * self.most {
+            self.leave_out_the_young();
+        }
+    }
+
+    fn leave_out_the_young(&mut self) {
+        self.kept.sort_by_key(|session| std::cmp::Reverse(session.age));
+        self.kept.truncate(self.most);
+    }
+
+    /// The oldest first.
+    #[must_use]
+    pub fn sessions(mut self) -> Vec<Session> {
+        self.leave_out_the_young();
+        self.kept
     }
 }
 
@@ -56,6 +99,22 @@ pub fn canonical(address: SocketAddr) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_many_sessions_the_oldest_are_kept_and_all_are_counted() {
+        let mut oldest = Oldest::of_all(3);
+        for number in 0..1000_u32 {
+            // No order.
+            let age = (number * 389) % 1000;
+            oldest
+                .add(&format!("0x{number:x}: src=10.1.0.2:4 fe=web be=o srv=s age={age}s calls=1"));
+            assert!(oldest.kept.len() < 6);
+        }
+        oldest.add("0x0: src=unix:1 fe=GLOBAL be=<NONE> srv=<none> age=1000s");
+        assert_eq!(oldest.count, 1000);
+        let ages: Vec<_> = oldest.sessions().iter().map(|session| session.age.as_secs()).collect();
+        assert_eq!(ages, [999, 998, 997]);
+    }
 
     /// As HAProxy 2.6 and 3.0 write them.
     #[test]

@@ -28,9 +28,24 @@ pub fn established() -> Result<Vec<Connection>> {
 
 /// Every TCP connection that is not only the kernel's any more.
 pub fn sessions() -> Result<Vec<Session>> {
-    let mut found: Vec<Session> = dump(HELD, Extensions::Info, |socket| socket.into())?;
-    found.retain(|session| session.inode != 0);
+    let mut found = Vec::new();
+    each_session(|session| found.push(session))?;
     Ok(found)
+}
+
+/// The same one by one, for there may be many.
+pub fn each_session(mut look: impl FnMut(Session)) -> Result<()> {
+    for family in [AddressFamily::INET, AddressFamily::INET6] {
+        let each = |socket: &Socket<'_>| {
+            let session: Session = socket.into();
+            if session.inode != 0 {
+                look(session);
+            }
+        };
+        ask(&question(family, HELD, Extensions::Info), each)
+            .context("ask the kernel for its TCP sockets")?;
+    }
+    Ok(())
 }
 
 /// Every listening TCP socket.

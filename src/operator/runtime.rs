@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::ask::{ask, ask_within, door};
+use super::ask::{PATIENCE, ask_within, door, each_line};
 use crate::control::protocol::{GenerationStatus, Status};
-use crate::haproxy::answer::Answer;
+use crate::haproxy::answer::{Answer, Lines};
 use crate::host::preflight::RUN_DIRECTORY;
 use crate::supervisor::lifecycle::Phase;
 
@@ -22,9 +22,26 @@ pub struct Told {
     pub refused: bool,
 }
 
-pub fn serving(command: &str) -> Result<Told> {
-    let answer = ask(&door(), command)?;
-    Ok(Told { text: answer.text, refused: answer.refused })
+/// Whether a line of an answer belongs to a refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Line {
+    Answer,
+    Refusal,
+}
+
+/// Each line is shown as it comes, however many there are. The answer is whether HAProxy refused.
+pub fn serving(command: &str, mut show: impl FnMut(Line, &str)) -> Result<bool> {
+    let mut lines = Lines::default();
+    each_line(&door(), command, PATIENCE, |raw| {
+        let mut shown = Vec::new();
+        lines.read(raw, |line| shown.push(line.to_owned()));
+        let kind = if lines.refused { Line::Refusal } else { Line::Answer };
+        for line in &shown {
+            show(kind, line);
+        }
+        Ok(())
+    })?;
+    Ok(lines.refused)
 }
 
 /// Every generation that is alive, under a heading each. `inside` asks hapilot to ask one that drains.

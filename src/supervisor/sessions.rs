@@ -4,8 +4,10 @@
 //! One that drains takes no new conversation: there is one with it that began before. How long a
 //! client has been silent HAProxy does not tell; the kernel does.
 
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -16,12 +18,14 @@ use super::lifecycle::Phase;
 use super::run::Supervisor;
 use crate::control::protocol::{Answer, GenerationSessions, GenerationStatus, SessionStatus};
 use crate::haproxy::insider::Insider;
-use crate::haproxy::runtime_api::{LIMIT, ask};
-use crate::haproxy::session::{Session, canonical};
+use crate::haproxy::runtime_api::each_line;
+use crate::haproxy::session::{Oldest, Session, canonical};
 use crate::listeners::socket_table;
 
 /// Of each generation the oldest are told of.
 const MOST: usize = 1000;
+/// HAProxy needs a second for a hundred thousand.
+const SHOW_LIMIT: Duration = Duration::from_secs(5);
 
 impl Supervisor {
     pub(super) fn answer_sessions(&self, answer: oneshot::Sender<Answer>) {
@@ -30,21 +34,29 @@ impl Supervisor {
         let mut asked = Vec::new();
         for ((id, phase), status) in phases.zip(self.status().generations) {
             let Some(running) = self.generations.get(&id) else { continue };
+            let oldest = Rc::new(RefCell::new(Oldest::of_all(MOST)));
             let inside = running.insider.as_ref().filter(|_| phase == Phase::Draining);
-            let inside = inside.map(|insider| insider.ask(COMMAND));
+            let into = Rc::clone(&oldest);
+            let look = move |line: &str| into.borrow_mut().add(line);
+            let inside = inside.map(|insider| insider.each_line(COMMAND, Box::new(look)));
             let socket = running.runtime_socket.clone();
             asked.push(async move {
-                let text = match inside {
-                    Some(inside) => inside.await,
-                    None => ask(&socket, COMMAND, LIMIT).await,
+                let answered = if let Some(inside) = inside {
+                    inside.await
+                } else {
+                    let look = |line: &str| oldest.borrow_mut().add(line);
+                    each_line(&socket, COMMAND.as_bytes(), SHOW_LIMIT, look).await
                 };
-                (text, status)
+                let oldest = oldest.replace(Oldest::of_all(0));
+                (answered.map(|()| (oldest.count, oldest.sessions())), status)
             });
         }
         tokio::task::spawn_local(async move {
             let answered = join_all(asked).await;
-            let silent = silent();
-            let told = answered.into_iter().map(|(text, status)| told(text, status, &silent));
+            let shown = answered.iter().filter_map(|(found, _)| found.as_ref().ok());
+            let shown = shown.flat_map(|(_, sessions)| sessions).filter_map(Session::address);
+            let silent = silent(&shown.collect());
+            let told = answered.into_iter().map(|(found, status)| told(found, status, &silent));
             // Whoever asked may have left.
             let _ = answer.send(Answer::Sessions { generations: told.collect() });
         });
@@ -72,24 +84,29 @@ impl Supervisor {
     }
 }
 
-/// For how long, by the client's address.
-fn silent() -> HashMap<SocketAddr, Duration> {
-    let table = socket_table::sessions();
-    let table = table.inspect_err(|error| tracing::warn!("silence is not known: {error:#}"));
-    table.into_iter().flatten().map(|s| (canonical(s.remote), s.silent)).collect()
+/// For how long, by the client's address. Of all that there are only those that are `shown` are kept.
+fn silent(shown: &HashSet<SocketAddr>) -> HashMap<SocketAddr, Duration> {
+    let mut silent = HashMap::new();
+    let look = |session: socket_table::Session| {
+        let address = canonical(session.remote);
+        if shown.contains(&address) {
+            silent.insert(address, session.silent);
+        }
+    };
+    if let Err(error) = socket_table::each_session(look) {
+        tracing::warn!("silence is not known: {error:#}");
+    }
+    silent
 }
 
 fn told(
-    text: anyhow::Result<String>,
+    found: anyhow::Result<(usize, Vec<Session>)>,
     generation: GenerationStatus,
     silent: &HashMap<SocketAddr, Duration>,
 ) -> GenerationSessions {
-    let unknown = text.as_ref().err().map(|error| format!("{error:#}"));
-    let text = text.unwrap_or_default();
-    let mut sessions: Vec<_> = text.lines().filter_map(Session::read).collect();
-    sessions.sort_by_key(|session| std::cmp::Reverse(session.age));
-    let count = sessions.len();
-    let oldest = sessions.into_iter().take(MOST).map(|session| SessionStatus {
+    let unknown = found.as_ref().err().map(|error| format!("{error:#}"));
+    let (count, sessions) = found.unwrap_or_default();
+    let oldest = sessions.into_iter().map(|session| SessionStatus {
         id: format!("{}/{}", generation.id, session.id),
         idle_s: session.address().and_then(|a| silent.get(&a)).map(Duration::as_secs),
         client: session.client,

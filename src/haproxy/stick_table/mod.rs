@@ -60,6 +60,12 @@ impl Table {
         Self { head, lines: String::new(), count: 0, longest: 0 }
     }
 
+    /// As it is written down here.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.lines.len()
+    }
+
     #[must_use]
     pub fn count(&self) -> usize {
         self.count

@@ -14,7 +14,9 @@ use lab::reborn::Reborn;
 use lab::spec::Spec;
 use lab::takeover::{assert_all_answered, assert_none_lost, receipt};
 use lab::turnstile::Turnstile;
-use lab::{HalfOpen, HostState, Instance, LONG, Lab, Load, Pid, Plain, SHORT, process, until};
+use lab::{
+    Finished, HalfOpen, HostState, Instance, LONG, Lab, Load, Pid, Plain, SHORT, process, until,
+};
 use nix::sys::signal::Signal;
 use rustix::net::{AddressFamily, SocketType, bind, socket};
 use serde_json::Value;
@@ -373,5 +375,27 @@ fn one_that_died_meanwhile_is_no_obstacle() {
     drop(old);
     let mut new = successor(&lab, &proxy(":8080", "new"), &pid).start().serving();
     until(SHORT, "the new one answers", || (via(&lab) == "new").then_some(()));
+    new.stop();
+}
+
+/// Half of the clients would meet the old configuration, for as long as nobody looks.
+#[test]
+fn one_that_its_own_supervisor_starts_again_is_told_of() {
+    let lab = Lab::new();
+    let for_ever = ["sh", "-c", "while :; do \"$@\"; done", "sh"];
+    let old = Plain::wrapped(&lab.balancer, "old", &for_ever, "-db", &old_config(&[]));
+    let mut new = successor(&lab, &proxy(":8080", "new"), "auto").start();
+    let told = new.log.await_line("another process listens at 0.0.0.0:8080 as well");
+    // hapilot has given away the right to look into it.
+    assert!(told.contains("WARN") && told.contains("of user 0, socket inode"), "{told}");
+    let status = new.await_status("it serves", |status| status["state"] == "serving");
+    let other = &status["others_listening"][0];
+    assert_eq!((&other["address"], &other["user"]), (&"0.0.0.0:8080".into(), &0.into()));
+    let text = Finished::from(new.command(&["status"]));
+    text.assert_code(0).assert_says(&["other processes that listen there too", "0.0.0.0:8080 by"]);
+    new.reload();
+    assert_eq!(new.log.count("another process listens at"), 1, "{}", new.log.text());
+    drop(old);
+    new.await_status("it is gone", |status| status["others_listening"] == serde_json::json!([]));
     new.stop();
 }

@@ -135,6 +135,9 @@ pub struct Status {
     pub since: String,
     pub generations: Vec<GenerationStatus>,
     pub listeners: Vec<ListenerStatus>,
+    /// At the same addresses, on sockets of their own.
+    #[serde(default)]
+    pub others_listening: Vec<OtherListener>,
     pub last_reload: Option<Receipt>,
     /// The last several, the last first.
     #[serde(default)]
@@ -144,6 +147,32 @@ pub struct Status {
     pub crashes: u32,
     pub saved: Option<SavedStatus>,
     pub host: Vec<HostItem>,
+}
+
+/// A socket of another process at an address where this HAProxy listens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherListener {
+    pub address: String,
+    /// `None` where that process cannot be seen, as in another container.
+    pub pid: Option<i32>,
+    pub name: Option<String>,
+    /// That opened it.
+    pub user: Option<u32>,
+    pub inode: u64,
+}
+
+impl fmt::Display for OtherListener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} by ", self.address)?;
+        match (self.pid, &self.name) {
+            (Some(pid), Some(name)) => write!(f, "process {pid} ({name})")?,
+            _ => write!(f, "a process that is not visible from here")?,
+        }
+        if let Some(user) = self.user {
+            write!(f, " of user {user}")?;
+        }
+        write!(f, ", socket inode {}", self.inode)
+    }
 }
 
 impl fmt::Display for Status {
@@ -162,6 +191,12 @@ impl fmt::Display for Status {
         for listener in &self.listeners {
             let shared = if listener.shared { "  (handed over)" } else { "" };
             writeln!(f, "  {}{shared}", listener.address)?;
+        }
+        if !self.others_listening.is_empty() {
+            writeln!(f, "other processes that listen there too, and get a share of the clients:")?;
+        }
+        for other in &self.others_listening {
+            writeln!(f, "  {other}")?;
         }
         heading(f, "reloads, the last first", self.reloads.is_empty())?;
         for reload in &self.reloads {

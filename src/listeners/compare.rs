@@ -106,14 +106,13 @@ pub fn guessed(before: &[Seen], at_launch: &BTreeSet<u64>, now: &[(u16, u64)]) -
     before.iter().map(guess).collect()
 }
 
-/// The addresses of ours at which others listen as well: the kernel shares new connections out.
+/// Listeners of others at addresses of ours: the kernel shares new connections out.
 #[must_use]
-pub fn contested(ours: &[Seen], all: &[Seen]) -> Vec<String> {
-    let is_ours = |seen: &Seen| ours.iter().any(|own| own.inode == seen.inode);
+pub fn others_beside(ours: &[Seen], all: &[Seen]) -> Vec<Seen> {
+    let own: HashSet<_> = ours.iter().map(|own| own.inode).collect();
     let addresses: BTreeSet<_> = ours.iter().map(|own| &own.address).collect();
-    let theirs = all.iter().filter(|seen| addresses.contains(&seen.address) && !is_ours(seen));
-    let theirs: BTreeSet<_> = theirs.map(|seen| seen.address.clone()).collect();
-    theirs.into_iter().collect()
+    let is_beside = |seen: &&Seen| addresses.contains(&seen.address) && !own.contains(&seen.inode);
+    all.iter().filter(is_beside).cloned().collect()
 }
 
 #[cfg(test)]
@@ -131,9 +130,9 @@ mod tests {
         let ours = seen(&[(":80", 1), (":80", 2), (":443", 3)]);
         let all =
             seen(&[(":80", 1), (":80", 2), (":443", 3), (":81", 4), (":443 interface lo", 5)]);
-        assert!(contested(&ours, &all).is_empty());
+        assert!(others_beside(&ours, &all).is_empty());
         let others = seen(&[(":80", 6), (":80", 7)]);
-        assert_eq!(contested(&ours, &[all, others].concat()), [":80"]);
+        assert_eq!(others_beside(&ours, &[all, others.clone()].concat()), others);
     }
 
     #[test]

@@ -26,10 +26,10 @@ use crate::haproxy::places;
 use crate::haproxy::ready::ready;
 use crate::haproxy::server_state::{Born, Servers, Since};
 use crate::haproxy::starved::starved;
-use crate::listeners::compare::{Seen, contested};
+use crate::listeners::compare::Seen;
 use crate::listeners::counters::{self, Counters};
 use crate::listeners::fetch::{Listener, listeners};
-use crate::listeners::socket_table::{listening, seen};
+use crate::listeners::socket_table::listening;
 use crate::process::exit::Exit;
 use crate::process::handle::Handle;
 use crate::process::{memory, procfs};
@@ -345,23 +345,6 @@ impl Supervisor {
         // It died meanwhile and the news is on its way: the old one must not drain for it.
         let sharing = running.guarded.sharing.unwrap_or(Sharing::Guarded);
         (!running.is_gone()).then_some(Event::HandedOver(id, sharing))
-    }
-
-    /// Somebody else may serve at the same addresses, whom we were not asked to relieve.
-    pub(super) fn warn_of_others_beside(&self, id: GenerationId, listeners: &[Listener]) {
-        let is_first = |running: &Running| running.why == Why::Start;
-        if !self.generations.get(&id).is_some_and(is_first) {
-            return;
-        }
-        let ours: Vec<_> = listeners.iter().map(Listener::seen).collect();
-        let contested = contested(&ours, &seen().unwrap_or_default());
-        if !contested.is_empty() {
-            warn!(
-                "another process listens at {} as well, and new connections go to either: start this \
-                 one again with HAPROXY_PIDS=auto if it is to be relieved, or end it (ss -ltnp shows it)",
-                contested.join(", ")
-            );
-        }
     }
 
     /// What `id` listens on is held from now on, unless another one serves meanwhile.

@@ -6,6 +6,7 @@ mod drift;
 mod generations;
 pub mod guarding;
 pub mod lifecycle;
+mod neighbours;
 mod orphan;
 pub mod reaper;
 mod relief;

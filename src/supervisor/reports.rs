@@ -60,6 +60,7 @@ impl Supervisor {
         }
         info!("reload {receipt}");
         self.answer(Some(to), receipt, Some(from));
+        self.warn_of_others_beside();
     }
 
     /// How the listeners came to that generation.

@@ -19,6 +19,7 @@ use super::drift::{Drift, Look};
 use super::generations::Running;
 use super::guarding::{Came, Policy, Raising};
 use super::lifecycle::{Action, Event, Lifecycle, Limits, StateName};
+use super::neighbours::Neighbours;
 use super::reaper::reap;
 use super::relief::Guest;
 use super::saving::Saving;
@@ -105,6 +106,8 @@ pub(super) enum Message {
     InterceptionOff,
     /// What a look at the host came to.
     Looked(Look),
+    /// Another process may have begun to listen where we do.
+    LookBeside,
     /// The end: what the tear-down came to.
     TornDown {
         status: u8,
@@ -153,6 +156,7 @@ pub struct Supervisor {
     pub(super) door: Door,
     pub(super) syslog: Syslog,
     pub(super) watch: Option<Watch>,
+    pub(super) neighbours: Neighbours,
     /// While stopping: when to say again what is waited for.
     pub(super) tell_again_at: Option<Instant>,
     /// Whoever waits for the next launch, and for the outcome of one.
@@ -275,6 +279,7 @@ impl Supervisor {
             door,
             syslog,
             watch,
+            neighbours: Neighbours::default(),
             tell_again_at: None,
             waiting: Vec::new(),
             trying: BTreeMap::new(),
@@ -423,6 +428,7 @@ impl Supervisor {
                 self.perform(held_back);
             }
             Message::Looked(look) => self.looked(look),
+            Message::LookBeside => self.warn_of_others_beside(),
             Message::TornDown { status, took, torn_down } => {
                 return Some(self.torn_down(status, took, torn_down));
             }
@@ -451,8 +457,8 @@ impl Supervisor {
             && let Some(running) = self.generations.get_mut(&id)
             && let Some(listeners) = running.handed_over.fresh.take()
         {
-            self.warn_of_others_beside(id, &listeners);
             self.keep(id, listeners);
+            self.warn_of_others_beside();
         }
     }
 

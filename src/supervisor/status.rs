@@ -62,6 +62,7 @@ impl Supervisor {
             since: clock.at(self.lifecycle.since()),
             generations: self.generation_statuses(&clock),
             listeners: self.listener_statuses(),
+            others_listening: self.others_listening(),
             last_reload: self.last_reload.clone(),
             reloads: self.reloads.iter().cloned().collect(),
             last_takeover: self.last_takeover.clone(),

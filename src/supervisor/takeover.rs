@@ -228,6 +228,9 @@ impl Supervisor {
         if has_let_go {
             self.write_lineage();
         }
+        if matches!(told, Told::Gone { .. } | Told::Died) {
+            self.look_for_others_later();
+        }
         self.complete_takeover();
     }
 

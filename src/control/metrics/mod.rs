@@ -347,6 +347,7 @@ mod tests {
                 generation(3, "serving", Some(5)),
             ],
             listeners: Vec::new(),
+            others_listening: Vec::new(),
             last_reload: None,
             reloads: Vec::new(),
             last_takeover: None,

@@ -181,7 +181,8 @@ impl Program {
         let [last, lua] = self.last(id);
         let text = last_text(id, &lua, self.lua, known.texts);
         for (path, text) in [(&lua, script), (&last, text)] {
-            fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
+            file::replace(path, text.as_bytes(), Readers::Owner)
+                .with_context(|| format!("write {}", path.display()))?;
         }
         Ok(Some(last))
     }

@@ -87,7 +87,7 @@ fn beside(name: &OsStr) -> io::Result<OsString> {
     Ok(OsString::from_vec([b".", begin, end.as_bytes()].concat()))
 }
 
-fn directory(path: &Path) -> io::Result<OwnedFd> {
+pub(super) fn directory(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let open = |at: &OwnedFd, name: &OsStr| openat(at, name, flags, Mode::empty());
     let mut at = openat(CWD, ".", flags, Mode::empty())?;

@@ -254,6 +254,7 @@ impl From<anyhow::Error> for Refused {
 }
 
 fn run(haproxy: &[OsString]) -> u8 {
+    descriptors::note_inherited();
     let status = in_runtime(supervised(haproxy)).and_then(|status| status);
     status.unwrap_or_else(|error| {
         complain(&format!("{error:#}"));

@@ -12,7 +12,9 @@ use lab::haproxy_cfg::{DEFAULTS, backend, frontend};
 use lab::network::{BALANCER4, SERVER4};
 use lab::origin::HALF;
 use lab::versions::{end, via, web};
-use lab::{HalfOpen, Http3, Instance, Lab, Load, Namespace, Outcome, SHORT, certificate};
+use lab::{
+    HalfOpen, Http3, Instance, Lab, Load, Namespace, Outcome, SHORT, certificate, get, until,
+};
 
 const RELOADS: usize = 4;
 
@@ -248,5 +250,40 @@ fn an_abstract_socket_is_shown_by_its_name_alone() {
     let is_raw = |c: char| c.is_control() && c != '\n';
     assert!(!text.contains(is_raw), "{text:?}");
     assert!(!hapilot.log.text().contains(is_raw));
+    end(&lab, hapilot, &before);
+}
+
+/// Beside the standard ones, as a shell or an engine leaves them open.
+#[test]
+fn a_descriptor_that_the_configuration_names_is_kept_through_reloads_and_no_other() {
+    let lab = Lab::new();
+    let before = lab.balancer.state();
+    let (log, accident) = (lab.balancer.write("log", ""), lab.balancer.write("accident", ""));
+    let script = format!("exec 7< {} 8>> {} && exec \"$@\"", accident.display(), log.display());
+    let config = format!(
+        "global\n  log fd@8 format raw local0\n{DEFAULTS}  log global\n  option httplog\n{}{}",
+        frontend("web", &[":80"], "one", "origin"),
+        origin()
+    );
+    let config = lab.balancer.write("haproxy.cfg", &config);
+    let spec = lab.balancer.container("hapilot").config(&config);
+    let hapilot = spec.wrapped(&["sh", "-c", &script, "sh"]).start().serving();
+    for path in ["/first", "/second", "/third"] {
+        get(&lab.client, &web(), path);
+        until(SHORT, "HAProxy writes its log where it was told to", || {
+            std::fs::read_to_string(&log).unwrap().contains(&format!("GET {path} ")).then_some(())
+        });
+        for pid in hapilot.processes() {
+            let all = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+            let open: Vec<_> =
+                all.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok()).collect();
+            assert!(!open.contains(&accident), "{pid} has {open:?}");
+            assert!(open.contains(&log), "{pid} has {open:?}");
+        }
+        let kept = serde_json::json!([format!("fd@8 {}", log.display())]);
+        assert_eq!(hapilot.status()["inherited"], kept);
+        hapilot.reload();
+        assert_eq!(hapilot.status()["last_reload"]["inherited"], kept);
+    }
     end(&lab, hapilot, &before);
 }

@@ -147,6 +147,9 @@ pub struct Status {
     pub crashes: u32,
     pub saved: Option<SavedStatus>,
     pub host: Vec<HostItem>,
+    /// Descriptors that hapilot was started with and the configuration names.
+    #[serde(default)]
+    pub inherited: Vec<String>,
 }
 
 /// A socket of another process at an address where this HAProxy listens.
@@ -197,6 +200,9 @@ impl fmt::Display for Status {
         }
         for other in &self.others_listening {
             writeln!(f, "  {other}")?;
+        }
+        if !self.inherited.is_empty() {
+            writeln!(f, "inherited: {}", self.inherited.join(", "))?;
         }
         heading(f, "reloads, the last first", self.reloads.is_empty())?;
         for reload in &self.reloads {

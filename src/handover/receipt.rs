@@ -43,6 +43,9 @@ pub struct Receipt {
     pub doubts: Vec<String>,
     /// Drains, maintenance and weights that were set by hand and were set again.
     pub carried_over: Vec<String>,
+    /// Descriptors that hapilot was started with and that each generation gets.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub inherited: Vec<String>,
     /// Entries of stick tables that were set again, as no `peers` section carries them.
     #[serde(default)]
     pub stick_entries: usize,
@@ -74,6 +77,7 @@ impl Receipt {
             counters_after: Counters::default(),
             doubts: Vec::new(),
             carried_over: Vec::new(),
+            inherited: Vec::new(),
             stick_entries: 0,
             warnings: Vec::new(),
             haproxy: Vec::new(),

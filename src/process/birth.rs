@@ -31,9 +31,10 @@ pub(super) fn of_program(command: &mut Command) {
     });
 }
 
-/// A HAProxy that is to serve: it inherits these descriptors and no other, so nothing that another
+/// A HAProxy that is to serve: it inherits these descriptors, those that were kept for it, and no other, so nothing that another
 /// thread opens or lets a child inherit comes along.
-pub fn of_haproxy(command: &mut Command, inherited: Vec<RawFd>) {
+pub fn of_haproxy(command: &mut Command, mut inherited: Vec<RawFd>) {
+    inherited.extend(descriptors::kept().iter().map(|kept| kept.number));
     let first = memory::may_be_taken_back();
     in_child(command, inherited, move || {
         if first {

@@ -440,6 +440,7 @@ pub async fn supervise(mut survey: Survey, signals: Signals, log: Log) -> u8 {
 }
 
 async fn boot(mut survey: Survey, signals: Signals, log: Log) -> Result<u8> {
+    close_what_was_inherited(&survey);
     if !survey.findings.facts.pid_1 {
         adopt_orphans().context("become a child subreaper")?;
     }
@@ -567,6 +568,16 @@ fn open_watch(survey: &Survey) -> Result<Option<Watch>> {
         return Ok(None);
     }
     Watch::open(&survey.judge()).map(Some)
+}
+
+fn close_what_was_inherited(survey: &Survey) {
+    let named = survey.judge().read().descriptors;
+    for closed in descriptors::keep(|number| named.has(number)) {
+        info!(descriptor = closed.number, what = closed.what, "closed what was inherited");
+    }
+    for kept in descriptors::kept() {
+        info!(descriptor = kept.number, what = kept.what, "kept what the configuration names");
+    }
 }
 
 /// The age counts from after the lease was taken: whoever does not see our lease when it looks for

@@ -9,7 +9,7 @@ use super::generations::Running;
 use super::lifecycle::Refusal;
 use super::relief::Guest;
 use super::run::{Supervisor, milliseconds};
-use super::status::epoch;
+use super::status::{epoch, inherited};
 use crate::control::protocol::{Answer, ReloadStatus};
 use crate::handover::receipt::{Receipt, doubts};
 use crate::haproxy::generation::GenerationId;
@@ -83,6 +83,7 @@ impl Supervisor {
             receipt.doubts.extend_from_slice(&guarded.doubts);
             guarded.write(&mut receipt);
             receipt.carried_over.clone_from(&handed_over.carried_over);
+            receipt.inherited = inherited();
             receipt.stick_entries = handed_over.stick_entries;
             receipt.warnings.extend_from_slice(&handed_over.warnings);
         }

@@ -15,7 +15,13 @@ use crate::control::protocol::{
 use crate::haproxy::runtime_api::{LIMIT, ask};
 use crate::listeners::compare::Seen;
 use crate::listeners::socket_table::{Connection, established};
+use crate::process::descriptors;
 use crate::process::procfs::socket_inodes;
+
+/// As the configuration names them.
+pub(super) fn inherited() -> Vec<String> {
+    descriptors::kept().iter().map(ToString::to_string).collect()
+}
 
 impl Supervisor {
     /// Healthy is who serves and whose HAProxy answers: one that is stuck accepts nobody.
@@ -74,6 +80,7 @@ impl Supervisor {
                 left_out: saved.left_out.clone(),
             }),
             host: self.host_items(),
+            inherited: inherited(),
         }
     }
 

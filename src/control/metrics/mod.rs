@@ -354,6 +354,7 @@ mod tests {
             crashes: 3,
             saved: None,
             host: Vec::new(),
+            inherited: Vec::new(),
         }
     }
 

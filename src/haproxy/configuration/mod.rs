@@ -11,6 +11,7 @@ mod proxies;
 pub mod reader;
 mod time;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -100,6 +101,7 @@ pub struct Configuration {
     pub timeouts: Vec<Found<Timeout>>,
     /// How many sockets it listens at, as far as that can be read.
     pub listeners: u64,
+    pub descriptors: Descriptors,
     /// `namespace` of a `bind` or `server` line.
     pub namespace: Option<Place>,
     pub named: Named,
@@ -112,6 +114,33 @@ pub struct Configuration {
     pub proxies: Proxies,
     /// Variables that are needed and not set, each where it is needed first.
     pub unset: Vec<Found<String>>,
+}
+
+/// Descriptors that HAProxy is to inherit: `fd@7`, `sockpair@7`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Descriptors {
+    numbers: BTreeSet<i32>,
+    /// One that cannot be read may be any.
+    any: bool,
+}
+
+impl Descriptors {
+    #[must_use]
+    pub fn has(&self, number: i32) -> bool {
+        self.any || self.numbers.contains(&number)
+    }
+
+    fn word(&mut self, word: &str) {
+        for address in word.split(',') {
+            let address = address.rsplit_once('+').map_or(address, |(_, address)| address);
+            let number = ["fd@", "sockpair@"].iter().find_map(|kind| address.strip_prefix(kind));
+            match number.map(str::parse) {
+                Some(Ok(number)) => drop(self.numbers.insert(number)),
+                Some(Err(_)) => self.any = true,
+                None => {}
+            }
+        }
+    }
 }
 
 impl Configuration {
@@ -130,6 +159,7 @@ impl Configuration {
 
     fn line(&mut self, line: &Line) {
         self.named.line(&line.words);
+        line.words.iter().for_each(|word| self.descriptors.word(word));
         self.proxies.line(line);
         if line.begins && line.section == Section::Peers {
             let section = line.words.get(1).cloned().unwrap_or_default();
@@ -391,6 +421,16 @@ mod tests {
         for none in ["/run/a.sock", "abns@a", "\"$ADDRESS\"", ":${PORT}", "fd@3", ":\n bind"] {
             assert_eq!(lowest(none), None, "{none}");
         }
+    }
+
+    #[test]
+    fn descriptors_are_found_wherever_they_are_named() {
+        let text = "global\n log fd@8 local0\n log stdout local0\nfrontend f\n bind fd@3,:80\n\
+                    backend b\n server s sockpair@12\n server abfd@9 10.0.0.1:1\n";
+        let found = scan(text).descriptors;
+        let has: Vec<_> = (0..20).filter(|number| found.has(*number)).collect();
+        assert_eq!(has, [3, 8, 12]);
+        assert!(scan("frontend f\n bind \"fd@${NOT_SET_ANYWHERE}\"\n").descriptors.has(17));
     }
 
     #[test]

@@ -23,6 +23,8 @@ use crate::fault::{self, Point};
 const LONGEST_LINE: usize = 64 * 1024;
 /// The first words say what is wrong; a configuration with a thousand mistakes is cut here.
 const MOST_WORDS: usize = 200;
+/// Of each line that is remembered.
+const LONGEST_WORDS: usize = 4096;
 
 /// What HAProxy said while it was starting.
 #[derive(Clone, Debug, Default)]
@@ -49,7 +51,7 @@ impl Words {
         if let Some(lines) = self.lines.borrow_mut().as_mut()
             && lines.len() < MOST_WORDS
         {
-            lines.push(line.to_owned());
+            lines.push(line.chars().take(LONGEST_WORDS).collect());
         }
     }
 

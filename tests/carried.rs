@@ -7,7 +7,7 @@ use crate::lab;
 use std::fmt::Write as _;
 use std::io::{BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lab::haproxy_cfg::{DEFAULTS, proxy};
 use lab::takeover::{assert_ends_with_0, assert_none_lost, receipt};
@@ -301,5 +301,36 @@ fn half_of_what_was_set_by_hand_is_told_and_leaves_no_backend_without_a_server()
     assert!(told.contains("set server origin/s1 state drain"), "{told}");
     assert_eq!(carried(&status), Vec::<String>::new());
     assert_eq!(via(&lab), "v1");
+    end(&lab, hapilot, &before);
+}
+
+/// All runtime sockets share the limit, and a client that stays connected takes what there is.
+#[test]
+fn a_client_that_takes_every_place_at_the_runtime_sockets_delays_no_reload() {
+    let lab = Lab::new();
+    let before = lab.balancer.state();
+    let socket = lab.balancer.path("stats.sock");
+    let config = format!(
+        "global\n  stats socket {} level admin\n  stats maxconn 1\n{}",
+        socket.display(),
+        proxy(":80", "v1")
+    );
+    let mut hapilot = lab.balancer.serve(&config);
+    hapilot.log.await_line("stats maxconn 1 is shared");
+    for _ in 0..3 {
+        let mut clients: Vec<_> = (0..5).map(|_| UnixStream::connect(&socket).unwrap()).collect();
+        for client in &mut clients {
+            client.write_all(b"prompt\nset timeout cli 1h\n").unwrap();
+        }
+        let old = hapilot.current();
+        let begun = Instant::now();
+        hapilot.reload();
+        assert!(begun.elapsed() < SHORT, "{:?}", begun.elapsed());
+        hapilot.await_successor(&old);
+        let receipt = hapilot.status()["last_reload"].clone();
+        let shared = receipt["listeners"]["shared"].as_array().unwrap();
+        assert!(shared.contains(&"0.0.0.0:80".into()), "{receipt}");
+        drop(clients);
+    }
     end(&lab, hapilot, &before);
 }

@@ -18,7 +18,7 @@ use tokio::time::{sleep, timeout};
 use super::runtime_api::{Conversation, LONGEST_ANSWER, field};
 
 /// For the whole of an answer, which may tell of many sessions.
-const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+const ANSWER_LIMIT: Duration = Duration::from_secs(4);
 /// HAProxy tells nobody when its last session ends: between two looks, longer each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);

@@ -43,6 +43,8 @@ pub struct Judgement {
     pub problems: Vec<Problem>,
     /// Where the configuration expects the servers' state, if it does.
     pub state_file: Option<StateFile>,
+    /// `stats maxconn`.
+    pub questions: Option<u64>,
     /// How long it accepts after it was told to stop.
     pub grace: Duration,
     /// Where HAProxy will look for `/dev/log`, if it sends its log there.
@@ -81,7 +83,8 @@ impl Judge {
         let syslog = syslog(&configuration);
         let grace = configuration.grace.as_ref().map_or(Duration::ZERO, |grace| grace.value);
         let state_file = self.state_file(&configuration);
-        Judgement { problems, state_file, grace, syslog, missing }
+        let questions = configuration.stats_maxconn.as_ref().map(|found| found.value);
+        Judgement { problems, state_file, questions, grace, syslog, missing }
     }
 
     /// The files that the configuration names, those of its lists included.

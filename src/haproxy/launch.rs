@@ -46,6 +46,8 @@ pub struct Program {
     pub run_directory: PathBuf,
     /// Where server state is kept for the next generation, if the configuration loads it.
     pub state_file: Option<StateFile>,
+    /// `stats maxconn` of the configuration.
+    pub questions: Option<u64>,
     /// HAProxy gets no other rights than those that it has a use for.
     pub needs: Needs,
     /// What the last HAProxy that was ready had of them; nought before.
@@ -87,6 +89,9 @@ pub struct Known<'a> {
 const FOR_A_RELOAD: usize = 32;
 /// Threads and programs of hapilot's that may run while HAProxy starts: a look at the host, a guard.
 const BESIDE: usize = 8;
+/// What hapilot may ask at once: as much as it allows where the configuration says nothing.
+pub const OWN_QUESTIONS: u64 = 100;
+
 /// HAProxy's process, and the thread of ours that starts it.
 const WITH_ITS_STARTER: usize = 2;
 
@@ -175,15 +180,20 @@ impl Program {
 
     /// The part of the configuration that comes last, if there is one.
     fn write_last(&self, id: GenerationId, known: Known<'_>) -> Result<Option<PathBuf>> {
-        let Some(script) = script(known.servers).filter(|_| self.lua != Lua::Missing) else {
-            return Ok(None);
-        };
         let [last, lua] = self.last(id);
-        let text = last_text(id, &lua, self.lua, known.texts);
-        for (path, text) in [(&lua, script), (&last, text)] {
-            file::replace(path, text.as_bytes(), Readers::Owner)
-                .with_context(|| format!("write {}", path.display()))?;
+        let write = |path: &Path, text: String| {
+            let written = file::replace(path, text.as_bytes(), Readers::Owner);
+            written.with_context(|| format!("write {}", path.display()))
+        };
+        let mut lines = self.questions.map(own_questions).unwrap_or_default();
+        if let Some(script) = script(known.servers).filter(|_| self.lua != Lua::Missing) {
+            write(&lua, script)?;
+            lines.push_str(&load(&lua, self.lua, known.texts));
         }
+        if lines.is_empty() {
+            return Ok(None);
+        }
+        write(&last, format!("# hapilot's last part of generation {id}\nglobal\n{lines}"))?;
         Ok(Some(last))
     }
 
@@ -266,7 +276,7 @@ fn fragment_text(id: GenerationId, runtime_fd: i32, state_file: Option<&StateFil
          # {runtime_fd}. Everything else is in your own configuration.\n\
          global\n    stats socket fd@{runtime_fd} level admin expose-fd listeners\n\
          \x20   # All stats sockets share it; the default of 10 may be taken by somebody's idle ones.\n\
-         \x20   stats maxconn 100\n"
+         \x20   stats maxconn {OWN_QUESTIONS}\n"
     );
     // The first generation has none, and HAProxy warns of a file that is not there.
     if let Some(StateFile::Ours(path)) = state_file
@@ -277,17 +287,22 @@ fn fragment_text(id: GenerationId, runtime_fd: i32, state_file: Option<&StateFil
     text
 }
 
-fn last_text(id: GenerationId, lua: &Path, does: Lua, texts: &[String]) -> String {
-    let mut text = format!(
-        "# hapilot's last part of generation {id}: what it is to know of its servers before it accepts \
-         its\n# first connection.\nglobal\n"
-    );
+/// All runtime sockets share `stats maxconn`: clients that stay connected leave room for hapilot.
+fn own_questions(configured: u64) -> String {
+    /// HAProxy has 31 bits for it.
+    const MOST: u64 = 1 << 30;
+    format!("    stats maxconn {}\n", configured.min(MOST) + OWN_QUESTIONS)
+}
+
+/// What the servers are known to be before HAProxy accepts its first connection.
+fn load(lua: &Path, does: Lua, texts: &[String]) -> String {
+    let mut lines = String::new();
     if does == Lua::Asks && !texts.iter().any(|text| text.contains("lua-load")) {
-        text.push_str("    tune.lua.bool-sample-conversion normal\n");
+        lines.push_str("    tune.lua.bool-sample-conversion normal\n");
     }
     // Into a `String` it cannot fail.
-    let _ = writeln!(text, "    lua-load {}", lua.display());
-    text
+    let _ = writeln!(lines, "    lua-load {}", lua.display());
+    lines
 }
 
 /// Not to be there is as good.
@@ -335,6 +350,7 @@ mod tests {
             configuration: Vec::new(),
             run_directory: directory.path().to_owned(),
             state_file: Some(state_file),
+            questions: None,
             needs: Needs::default(),
             threads: 0,
             lua: Lua::Missing,
@@ -351,9 +367,9 @@ mod tests {
 
     #[test]
     fn haproxy_is_told_how_to_convert_only_where_it_asks_and_nothing_else_is_loaded() {
-        let (id, lua) = (GenerationId::FIRST, Path::new("/run/x.lua"));
+        let lua = Path::new("/run/x.lua");
         let told = |does, text: &str| {
-            last_text(id, lua, does, &[text.to_owned()]).contains("bool-sample-conversion")
+            load(lua, does, &[text.to_owned()]).contains("bool-sample-conversion")
         };
         assert!(told(Lua::Asks, "global\n"));
         assert!(!told(Lua::Asks, "global\n lua-load-per-thread x\n") && !told(Lua::Loads, ""));

@@ -118,9 +118,8 @@ async fn lines(
         }
         // A prompt has no end of line, so what could become one is taken byte by byte.
         let most = if line.len() < PROMPT.len() { 1 } else { bytes.len() };
-        let found = bytes[..most].iter().position(|byte| *byte == b'\n');
-        let taken = found.map_or(most, |at| at + 1);
-        line.extend_from_slice(&bytes[..taken]);
+        let taken = std::io::BufRead::read_until(&mut &bytes[..most], b'\n', &mut line)
+            .context("read the answer")?;
         stream.consume(taken);
         streamed += taken;
         if end == End::Prompt && line == PROMPT {
@@ -128,7 +127,7 @@ async fn lines(
         }
         ensure!(line.len() <= LONGEST_LINE, "a line of the answer is longer than {LONGEST_LINE}");
         ensure!(streamed <= MOST_STREAMED, "the answer is longer than {MOST_STREAMED} bytes");
-        if found.is_some() {
+        if line.ends_with(b"\n") {
             look(String::from_utf8_lossy(&line[..line.len() - 1]).as_ref())?;
             line.clear();
         }

@@ -21,7 +21,7 @@ const CHECKED: u32 = 0x06;
 /// Of all servers together.
 const MOST: usize = 50_000;
 /// Of their lines. HAProxy needs some 100 for each.
-const MOST_BYTES: usize = 8 * 1024 * 1024;
+const MOST_BYTES: usize = 4 * 1024 * 1024;
 
 /// `srv_op_state`, as far as it matters here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -18,6 +18,9 @@ pub struct Session {
 /// HAProxy's names are not longer; what is no HAProxy's answer may be.
 fn short(name: &str) -> String {
     const MOST: usize = 256;
+    if name.len() <= MOST {
+        return name.to_owned();
+    }
     name.chars().take(MOST).collect()
 }
 
@@ -33,23 +36,32 @@ impl Session {
     /// `None` for what is no session of a client, such as who asks this.
     #[must_use]
     pub fn read(line: &str) -> Option<Self> {
-        let field = |name: &str| {
-            line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
-        };
-        let frontend = field("fe")?;
-        if frontend == "GLOBAL" {
-            return None;
+        // There may be a hundred thousand such lines: each is gone over once, and no further than needed.
+        let [mut client, mut frontend, mut backend, mut server, mut age] = [None; 5];
+        for (name, value) in line.split(' ').filter_map(|word| word.split_once('=')) {
+            match name {
+                "src" => client = Some(value),
+                "fe" if value == "GLOBAL" => return None,
+                "fe" => frontend = Some(value),
+                "be" => backend = Some(value),
+                "srv" => server = Some(value),
+                "age" => {
+                    age = Some(value);
+                    break;
+                }
+                _ => {}
+            }
         }
-        let known = |name| field(name).filter(|value| !value.starts_with('<'));
-        let server = known("be").map(|backend| {
-            known("srv").map_or(backend.to_owned(), |server| format!("{backend}/{server}"))
+        let known = |value: &&str| !value.starts_with('<');
+        let server = backend.filter(known).map(|backend| {
+            server.filter(known).map_or(backend.to_owned(), |server| format!("{backend}/{server}"))
         });
         Some(Self {
             id: short(line.split_once(':')?.0),
-            client: short(field("src")?),
-            frontend: short(frontend),
+            client: short(client?),
+            frontend: short(frontend?),
             server: server.map(|server| short(&server)),
-            age: humantime::parse_duration(field("age")?).ok()?,
+            age: humantime::parse_duration(age?).ok()?,
         })
     }
 }

@@ -290,6 +290,7 @@ impl Survey {
             run_directory,
             // Each launch looks anew.
             state_file: None,
+            questions: None,
             needs: self.needs(),
             threads: 0,
             lua: Lua::of(&self.installed.build),

@@ -137,10 +137,12 @@ impl Supervisor {
             _ => std::mem::take(&mut self.waiting),
         };
         self.trying.insert(id, waiting);
-        let Judgement { problems, state_file, syslog, grace, missing } = self.judge.judge();
+        let Judgement { problems, state_file, questions, syslog, grace, missing } =
+            self.judge.judge();
         places::make(&missing);
         self.syslog.open(&syslog);
-        Rc::make_mut(&mut self.program).state_file = state_file;
+        let program = Rc::make_mut(&mut self.program);
+        (program.state_file, program.questions) = (state_file, questions);
         let words = Words::listen();
         let words = if self.may_get_room() { words.without_advice_on_ports() } else { words };
         let mut running = Running {

@@ -25,7 +25,7 @@ use crate::listeners::socket_table;
 /// Of each generation the oldest are told of.
 const MOST: usize = 1000;
 /// HAProxy needs a second for a hundred thousand.
-const SHOW_LIMIT: Duration = Duration::from_secs(5);
+const SHOW_LIMIT: Duration = Duration::from_secs(4);
 
 impl Supervisor {
     pub(super) fn answer_sessions(&self, answer: oneshot::Sender<Answer>) {

@@ -2,6 +2,7 @@
 
 use super::environment::is_known;
 use super::{Certainty, Configuration, Found, Peers};
+use crate::haproxy::launch::OWN_QUESTIONS;
 use crate::haproxy::version::Version;
 use crate::problem::Problem;
 
@@ -146,8 +147,8 @@ fn few_questions(configuration: &Configuration) -> Option<Problem> {
         configuration.stats_maxconn.as_ref().filter(|found| found.value < FEWEST_QUESTIONS)?;
     Some(Problem {
         what: format!(
-            "{}: stats maxconn {} is shared by all runtime sockets: clients that stay connected keep \
-             hapilot from asking HAProxy, which delays reloads",
+            "{}: stats maxconn {} is shared by all runtime sockets, hapilot's own included: it is \
+             raised by {OWN_QUESTIONS}, so that clients that stay connected delay no reload",
             found.place, found.value
         ),
         mend: format!("remove that line, or allow {FEWEST_QUESTIONS} or more"),

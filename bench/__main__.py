@@ -5,11 +5,13 @@ import socket
 import sys
 
 import idle
+import keepalive
 import line
 import logs
 import reload
 import report
 import serving
+import soak
 import start
 import stop
 import takeover
@@ -19,7 +21,7 @@ import world
 PARTS = {
     "start": start.measure, "idle": idle.measure, "stop": stop.measure,
     "compare": reload.compare, "often": reload.often, "backends": reload.backends, "ipv6": reload.ipv6,
-    "killed": reload.killed, "serving": serving.measure, "thousand": thousand.measure,
+    "killed": reload.killed, "keepalive": keepalive.measure, "soak": soak.measure, "serving": serving.measure, "thousand": thousand.measure,
     "takeover": takeover.measure, "logs": logs.measure,
 }
 # where they are measured: what takes all of it away again, how many words name what is measured, what it is

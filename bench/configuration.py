@@ -10,9 +10,18 @@ ANSWER = 'string "served\\n"'
 OTHER = "transparent"
 
 
-def text(option="", backends=0, port=PORT, says_who=False):
-    """`option` of each bind line; so many `backends` more; whether answers begin with the PID of who served."""
+MODE = "    mode http\n"
+KEEPS = f"{MODE}    option idle-close-on-response\n"
+
+
+def text(option="", backends=0, port=PORT, says_who=False, tells_idle=False):
+    """`option` of each bind line; so many `backends` more; whether answers begin with the PID of who served.
+
+    `tells_idle`: whether a client is told with an answer that its connection ends, and not by its end.
+    """
     found = PLAIN
+    if tells_idle:
+        found = replace(found, MODE, KEEPS)
     if option:
         found = replace(found, BIND, "".join(f"{line} {option}\n" for line in BIND.splitlines()))
     if port != PORT:

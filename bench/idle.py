@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from report import table, verdict
-from world import HAPILOT, HAPROXY_ALONE, World, children, docker, first_byte
+from world import CONFIGURATION, HAPILOT, HAPROXY_ALONE, World, children, docker, first_byte
 
 RELOADS = 20
 # for HAProxy and hapilot to come to rest
@@ -12,6 +12,11 @@ REST = 5
 WINDOW = 60
 MEMORY_AIM = 6
 WAKE_UPS_AIM = 0
+# with a server in the configuration hapilot looks once a minute whether there is something to save, and each look is a few
+# questions to HAProxy with as many answers; before that more often, later each time
+WITH_SERVER = CONFIGURATION.with_name("servers.cfg")
+SETTLED = 130
+LOOK_AIM = 12
 
 
 def status(process, *names):
@@ -48,7 +53,10 @@ def measure(image):
     quiet_world, checked_world = World(image, "nft"), World(image, "legacy")
     quiet = quiet_world.run("quiet", HAPILOT)
     checked = checked_world.run("checked", HAPILOT, options=())
-    for world in (quiet_world, checked_world):
+    server_world = World(image, "nft", "server")
+    server = server_world.run("server", HAPILOT, configuration=WITH_SERVER)
+    server_since = time.monotonic()
+    for world in (quiet_world, checked_world, server_world):
         first_byte(world.address)
     pid = quiet.pid()
     time.sleep(REST)
@@ -59,7 +67,8 @@ def measure(image):
     rows.append([f"hapilot, after {RELOADS} reloads", *memory(pid)])
     (threads,) = status(pid, "Threads")
     (haproxy,) = children(pid)
-    counts = watch({"hapilot": pid, "HAProxy under it": haproxy, "hapilot with HEALTHCHECK": checked.pid()})
+    time.sleep(max(0, server_since + SETTLED - time.monotonic()))
+    counts = watch({"hapilot": pid, "hapilot, with a server": server.pid(), "HAProxy under it": haproxy, "hapilot with HEALTHCHECK": checked.pid()})
     rows.append([f"hapilot, {WINDOW} s later", *memory(pid)])
     docker("stop", "--time=10", quiet.name)
     alone = quiet_world.run("alone", HAPROXY_ALONE)
@@ -83,4 +92,5 @@ def report(rows, counts, threads):
                  [[who, woken, f"{seconds * 1000:.1f}"] for who, (woken, seconds) in counts.items()])
     resident = max(values[0] for _, *values in rows[:-1])
     return (f"{held}\n\n- resident memory: {verdict(resident, MEMORY_AIM, 'MiB')}\n- threads: {threads}\n\n{done}\n\n"
-            f"- wake-ups when idle: {verdict(counts['hapilot'][0], WAKE_UPS_AIM, 'a minute')}")
+            f"- wake-ups when idle: {verdict(counts['hapilot'][0], WAKE_UPS_AIM, 'a minute')}\n"
+            f"- wake-ups when idle, with a server (one look): {verdict(counts['hapilot, with a server'][0], LOOK_AIM, 'a minute')}")

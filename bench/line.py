@@ -87,6 +87,10 @@ class Line:
         first(load.pid)
         return load
 
+    def keep(self, clients, seconds):
+        """Busy clients that keep their connections."""
+        return self.run("client", str(TOOL), "keep", self.balancer(), str(clients), str(seconds), stdout=subprocess.PIPE)
+
     def watch(self):
         """Who answers, asked from the balancer itself: the wire's delay is not in it."""
         return self.run("balancer", str(TOOL), "watch", self.balancer(), stdin=subprocess.PIPE, stdout=subprocess.PIPE)

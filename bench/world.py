@@ -64,10 +64,10 @@ def until(what, try_it, pause=0.0005):
 
 
 class World:
-    """A network with rules in it that `firewall` (nft, legacy) wrote."""
+    """A network with rules in it that `firewall` (nft, legacy) wrote; `name` where there are two such."""
 
-    def __init__(self, image, firewall):
-        self.image, self.name = image, f"hapilot-bench-{firewall}"
+    def __init__(self, image, firewall, name=None):
+        self.image, self.name = image, f"hapilot-bench-net-{name or firewall}"
         # Docker switches IPv6 off in its own networks; the hosts that hapilot is for have it
         ipv6 = [f"--sysctl=net.ipv6.conf.{where}.disable_ipv6=0" for where in ("all", "default", "lo")]
         docker("run", "-d", "--name", self.name, "--label", LABEL, "--cap-add=NET_ADMIN", *ipv6,
@@ -75,13 +75,13 @@ class World:
         docker("exec", "-i", self.name, f"iptables-{firewall}-restore", text=RULES)
         self.address = docker("inspect", "--format", "{{.NetworkSettings.IPAddress}}", self.name)
 
-    def run(self, name, program, options=("--no-healthcheck",), environment=()):
+    def run(self, name, program, options=("--no-healthcheck",), environment=(), configuration=CONFIGURATION):
         """Starts `program`; its first line says when, just before it took the shell's place as PID 1."""
         variables = [f"--env={variable}" for variable in environment]
         asked_at = time.time()
         docker("run", "-d", "--name", f"hapilot-bench-{name}", "--label", LABEL, f"--net=container:{self.name}",
                "--cap-add=NET_ADMIN", *options, *variables,
-               "-v", f"{CONFIGURATION}:/usr/local/etc/haproxy/haproxy.cfg:ro",
+               "-v", f"{configuration}:/usr/local/etc/haproxy/haproxy.cfg:ro",
                "--entrypoint", "sh", self.image, "-c", 'date +%s%N; exec "$@"', "sh", *program)
         return Container(f"hapilot-bench-{name}", self.address, asked_at)
 

@@ -12,7 +12,7 @@ fn values_come_from_the_environment_and_a_missing_one_is_named() {
         .env("SERVER", "")
         .finish()
         .assert_code(1)
-        .assert_says(&["haproxy.cfg:27", "'server'"]);
+        .assert_says(&["haproxy.cfg:28", "'server'"]);
 
     let mut hapilot = example.serve();
     let answer = Request::get("/").ask(&example, 8000);

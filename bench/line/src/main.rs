@@ -1,6 +1,7 @@
 //! A line with a delay, and a load over it: what `scripts/bench reload` measures with.
 
 mod delay;
+mod keep;
 mod load;
 mod queue;
 mod watch;
@@ -13,6 +14,7 @@ use crate::load::Order;
 
 const USAGE: &str = "usage: hapilot-bench-line delay QUEUE MILLISECONDS
        hapilot-bench-line load TO FROM[,FROM...] PER-SECOND SECONDS PATIENCE-SECONDS
+       hapilot-bench-line keep TO CLIENTS SECONDS
        hapilot-bench-line watch ADDRESS";
 
 fn main() -> Result<()> {
@@ -33,6 +35,11 @@ fn main() -> Result<()> {
             count: (number(rate)? * number(seconds)?).try_into()?,
             patience: Duration::from_secs(number(patience)?),
         }),
+        ["keep", to, clients, seconds] => keep::run(
+            to.parse().with_context(|| format!("read the address {to}"))?,
+            number(clients)?,
+            Duration::from_secs(number(seconds)?),
+        ),
         ["watch", address] => {
             watch::run(address.parse().with_context(|| format!("read the address {address}"))?)
         }

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -46,7 +46,10 @@ pub struct Occasion<'a> {
 impl Secret {
     /// From a file that no other user may read. The error says why not.
     pub fn read(path: &Path) -> Result<Self, String> {
-        let file = File::open(path).map_err(|error| error.to_string())?;
+        // A pipe would be waited for.
+        let mut options = File::options();
+        options.read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed());
+        let file = options.open(path).map_err(|error| error.to_string())?;
         let metadata = file.metadata().map_err(|error| error.to_string())?;
         if !metadata.is_file() {
             return Err("it is not a file".to_owned());
@@ -191,6 +194,16 @@ mod tests {
             assert!(Secret::read(&path).unwrap_err().contains(why));
         }
         assert!(Secret::read(directory.path()).unwrap_err().contains("not a file"));
+        let pipe = directory.path().join("pipe");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &pipe,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RUSR,
+            0,
+        )
+        .unwrap();
+        assert!(Secret::read(&pipe).unwrap_err().contains("not a file"));
         assert!(Secret::read(&directory.path().join("none")).unwrap_err().contains("No such file"));
     }
 }

@@ -124,13 +124,15 @@ pub fn socket_inode(link: &str) -> Option<u64> {
 /// The inodes of all sockets that a process holds. Refused with EACCES for a process that changed
 /// its user, unless we have `CAP_SYS_PTRACE`.
 pub fn socket_inodes(pid: i32) -> io::Result<HashSet<u64>> {
-    let sockets = socket_descriptors(pid)?;
-    Ok(sockets.into_iter().map(|(_, inode)| inode).collect())
+    let mut inodes = HashSet::new();
+    each_socket(pid, |_, inode| {
+        inodes.insert(inode);
+    })?;
+    Ok(inodes)
 }
 
-/// The descriptors of a process that are sockets, each with its inode.
-pub fn socket_descriptors(pid: i32) -> io::Result<Vec<(i32, u64)>> {
-    let mut sockets = Vec::new();
+/// Looks at the descriptors of a process that are sockets, each with its inode. It may have a million.
+pub fn each_socket(pid: i32, mut look: impl FnMut(i32, u64)) -> io::Result<()> {
     for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
         let entry = entry?;
         let target = match fs::read_link(entry.path()) {
@@ -142,9 +144,11 @@ pub fn socket_descriptors(pid: i32) -> io::Result<Vec<(i32, u64)>> {
         };
         let descriptor = entry.file_name().to_str().and_then(|name| name.parse().ok());
         let inode = target.to_str().and_then(socket_inode);
-        sockets.extend(descriptor.zip(inode));
+        if let Some((descriptor, inode)) = descriptor.zip(inode) {
+            look(descriptor, inode);
+        }
     }
-    Ok(sockets)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use super::plain;
 use super::predecessor::Predecessor;
 use super::protocol::Caller;
 use crate::host::instance::Instance;
+use crate::host::introduction::Shown;
 use crate::host::lease;
 use crate::listeners::fetch::Listener;
 use crate::process::procfs;
@@ -102,6 +103,12 @@ enum Step {
 async fn reserve(mut hapilot: Box<Hapilot>, chosen: &[String]) -> Result<Step, Hindered> {
     let name = hapilot.name();
     info!(predecessor = name, state = hapilot.hello.state, "to be relieved");
+    if hapilot.shown == Shown::Nothing {
+        warn!(
+            "{name} has not shown CAP_NET_ADMIN over this network: it is believed because it has our \
+             user; with the same HAPROXY_TAKEOVER_SECRET_FILE both would know each other"
+        );
+    }
     match hapilot.reserve().await {
         Ok(Reserved::Yes { paused }) => Ok(Step::Holds(Predecessor::Hapilot { hapilot, paused })),
         Ok(Reserved::Gone) => {

@@ -1,15 +1,16 @@
 //! Acts: what a HAProxy listens on, as far as it can be seen from outside.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::haproxy::Haproxy;
 use super::identity::{Listens, Owned};
+use super::process::Process;
 use super::tables::{UnixName, udp_users, unix_listeners};
 use crate::fault::{self, Point};
 use crate::listeners::compare::Seen;
 use crate::listeners::fetch::Listener;
 use crate::listeners::socket_table;
-use crate::process::procfs::socket_descriptors;
+use crate::process::procfs::each_socket;
 
 #[derive(Debug)]
 pub(super) struct View {
@@ -30,19 +31,7 @@ pub(super) struct View {
 
 impl View {
     pub(super) fn take(haproxy: &Haproxy) -> Self {
-        let (mut held, mut sees, mut failures) = (BTreeMap::new(), true, Vec::new());
-        for process in haproxy.members() {
-            let looked = fault::at(Point::Look);
-            match looked.and_then(|()| socket_descriptors(process.pid())) {
-                Ok(sockets) => {
-                    let pid = process.pid();
-                    held.extend(sockets.into_iter().map(|(fd, inode)| (inode, (pid, fd))));
-                }
-                // One that ended meanwhile holds nothing.
-                Err(_) if process.has_ended() => {}
-                Err(_) => sees = false,
-            }
-        }
+        let mut failures = Vec::new();
         let tcp = socket_table::seen().unwrap_or_else(|error| {
             failures.push(format!("{error:#}"));
             Vec::new()
@@ -58,7 +47,30 @@ impl View {
             Ok(unix_users) => users.extend(unix_users),
             Err(error) => failures.push(format!("{error:#}")),
         }
-        Self { held, sees, tcp, unix, udp: udp_users(), users, failures }
+        let (held, sees) = (BTreeMap::new(), true);
+        let mut view = Self { held, sees, tcp, unix, udp: udp_users(), users, failures };
+        for process in haproxy.members() {
+            view.look_into(process);
+        }
+        view
+    }
+
+    /// Connections are of no interest, and may be many.
+    fn look_into(&mut self, process: &Process) {
+        let (pid, mut held) = (process.pid(), Vec::new());
+        let tcp: HashSet<_> = self.tcp.iter().map(|seen| seen.inode).collect();
+        let listens = |inode: &u64| {
+            let unix = self.unix.contains_key(inode) || self.users.contains_key(inode);
+            unix || tcp.contains(inode) || self.udp.contains_key(inode)
+        };
+        let looked = fault::at(Point::Look).and_then(|()| {
+            each_socket(pid, |descriptor, inode| {
+                held.extend(listens(&inode).then_some((inode, (pid, descriptor))));
+            })
+        });
+        // One that ended meanwhile holds nothing.
+        self.sees &= looked.is_ok() || process.has_ended();
+        self.held.extend(held);
     }
 
     /// Its TCP listeners.

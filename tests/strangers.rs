@@ -274,10 +274,11 @@ fn a_name_with_a_full_queue_is_taken_for_a_living_ones_and_named() {
 }
 
 /// A root of another container, with or without the right, that has names as hapilots have them.
-fn hostile_hapilots(lab: &Lab, answer: &'static str) -> Vec<thread::JoinHandle<()>> {
+fn hostile_hapilots(lab: &Lab, round: usize, answer: &'static str) -> Vec<thread::JoinHandle<()>> {
     let serve = |number: u32| {
         lab.balancer.namespace.spawn(move || {
-            let name = format!("hapilot/{number:08x}");
+            // A child that another test is just forking may hold the last round's.
+            let name = format!("hapilot/{round:04x}{number:04x}");
             let address = std::os::unix::net::SocketAddr::from_abstract_name(name).unwrap();
             let listener = std::os::unix::net::UnixListener::bind_addr(&address).unwrap();
             // Until a connection comes that says so.
@@ -299,7 +300,7 @@ fn hostile_hapilots(lab: &Lab, answer: &'static str) -> Vec<thread::JoinHandle<(
     let threads = (1..=40).map(serve).collect();
     lab::until(SHORT, "the names are taken", || {
         let names = lab.balancer.namespace.run("cat /proc/thread-self/net/unix");
-        (names.matches("@hapilot/000000").count() >= 40).then_some(())
+        (names.matches(&format!("@hapilot/{round:04x}")).count() >= 40).then_some(())
     });
     threads
 }
@@ -322,8 +323,10 @@ fn ten_thousand_lines_of_each_that_calls_itself_a_hapilot_take_no_memory() {
     let memory = most_memory_kib(&alone);
     alone.stop();
     let long = Box::leak(format!("{{\"answer\":\"{}", "x".repeat(2000)).into_boxed_str());
-    for answer in ["", "\0\0\0\0", &*long, r#"{"answer":"welcome"}"#] {
-        let strangers = hostile_hapilots(&lab, Box::leak(answer.to_owned().into_boxed_str()));
+    let answers = ["", "\0\0\0\0", &*long, r#"{"answer":"welcome"}"#];
+    for (round, answer) in answers.into_iter().enumerate() {
+        let strangers =
+            hostile_hapilots(&lab, round, Box::leak(answer.to_owned().into_boxed_str()));
         let begun = Instant::now();
         let mut hapilot = spec.clone().start().serving();
         assert!(begun.elapsed() < 3 * SHORT, "{:?}", begun.elapsed());
@@ -333,7 +336,7 @@ fn ten_thousand_lines_of_each_that_calls_itself_a_hapilot_take_no_memory() {
         hapilot.stop();
         lab.balancer.namespace.enter(|| {
             for number in 1..=40 {
-                let name = format!("hapilot/{number:08x}");
+                let name = format!("hapilot/{round:04x}{number:04x}");
                 let address = std::os::unix::net::SocketAddr::from_abstract_name(name).unwrap();
                 let mut end = UnixStream::connect_addr(&address).unwrap();
                 end.write_all(b"end\n").unwrap();

@@ -32,6 +32,7 @@ mod stock;
 mod stop;
 mod strangers;
 mod stuck;
+mod surroundings;
 mod syslog;
 mod takeover;
 mod takeover_clumsy;

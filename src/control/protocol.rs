@@ -135,6 +135,9 @@ pub struct Status {
     pub since: String,
     pub generations: Vec<GenerationStatus>,
     pub listeners: Vec<ListenerStatus>,
+    /// Of the configuration that is served, and of this host.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// At the same addresses, on sockets of their own.
     #[serde(default)]
     pub others_listening: Vec<OtherListener>,
@@ -189,6 +192,9 @@ impl fmt::Display for Status {
         )?;
         for generation in &self.generations {
             writeln!(f, "  {generation}")?;
+        }
+        for warning in &self.warnings {
+            writeln!(f, "  warning: {warning}")?;
         }
         heading(f, "listeners", self.listeners.is_empty())?;
         for listener in &self.listeners {

@@ -2,6 +2,7 @@
 //! reload is warned of like a start. HAProxy has the last word.
 
 use std::ffi::OsStr;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use super::configuration_files;
 use super::launch::StateFile;
 use super::places;
 use super::version::Build;
+use crate::host::surroundings::{is_local, reverse_path};
 use crate::problem::Problem;
 
 /// What stays the same while the configuration changes.
@@ -32,6 +34,8 @@ pub struct Judge {
     /// hapilot's own.
     pub own_descriptors: Option<u64>,
     pub transparent: bool,
+    /// `HAPROXY_INTERCEPT` diverts clients.
+    pub intercepts: bool,
     /// Ports from this one on may be bound without a right.
     pub open_from: u16,
     /// Ours, where the configuration does not name one.
@@ -80,11 +84,24 @@ impl Judge {
         let mut problems = judge(&configuration, &facts);
         let missing = places::missing(&configuration.directories);
         problems.extend(places::problems(&missing));
+        problems.extend(self.surroundings(&configuration));
         let syslog = syslog(&configuration);
         let grace = configuration.grace.as_ref().map_or(Duration::ZERO, |grace| grace.value);
         let state_file = self.state_file(&configuration);
         let questions = configuration.stats_maxconn.as_ref().map(|found| found.value);
         Judgement { problems, state_file, questions, grace, syslog, missing }
+    }
+
+    /// What of the host breaks the transparent proxying that this configuration uses.
+    fn surroundings(&self, configuration: &Configuration) -> Vec<Problem> {
+        if !self.transparent {
+            return Vec::new();
+        }
+        let servers = configuration.proxies.transparent_servers();
+        let local: Vec<_> = servers.iter().filter(|found| is_local(found.value)).collect();
+        let beside = local.first().map(|found| server_beside(found, local.len()));
+        let used = self.intercepts || !configuration.usesrc.is_empty();
+        used.then(reverse_path).flatten().into_iter().chain(beside).collect()
     }
 
     /// The files that the configuration names, those of its lists included.
@@ -120,6 +137,20 @@ pub fn reader(build: &Build, local_peer: Option<&str>, hostname: &str) -> Reader
     let all = inherited.chain(added);
     let environment = Environment::new(all, &build.version, local_peer.unwrap_or(hostname));
     Reader { build: build.clone(), environment }
+}
+
+/// Its answers go straight to the client's address: they never come in from outside.
+fn server_beside(first: &Found<IpAddr>, count: usize) -> Problem {
+    let Found { value: address, place } = first;
+    let more = if count > 1 { format!(" (and {} more)", count - 1) } else { String::new() };
+    Problem::new(
+        format!(
+            "{place}: the server {address}{more} is on this very host: with usesrc its answers go \
+             straight to the client, never to HAProxy, and the connection times out"
+        ),
+        "write source 0.0.0.0 (source :: for IPv6) on that server line; send-proxy can tell the server \
+         the client's address",
+    )
 }
 
 fn may_be_transparent() -> bool {

@@ -7,7 +7,8 @@
 //! instance lives; `sweep` removes what an instance that lives no more left behind.
 //! `watch` hears when others remove something, by what `notice` reads in the kernel's words, and
 //! `mend` makes it whole. `barrier` is the
-//! chain that stops SYNs during a hand-over, and `debts` what of it is still to be taken back. `preflight` looks before anything is changed.
+//! chain that stops SYNs during a hand-over, and `debts` what of it is still to be taken back. `preflight` looks before anything is changed,
+//! and `surroundings` for what of the host's own breaks transparent proxying (`reverse_path`).
 //! `Host` is all of it, and `orders` the door for the loop, which must not wait.
 
 pub mod applied;
@@ -30,10 +31,12 @@ pub mod orders;
 pub mod plan;
 pub mod preflight;
 pub mod record;
+pub mod reverse_path;
 pub mod routing;
 pub mod saved;
 pub mod secret;
 pub mod step;
+pub mod surroundings;
 pub mod survey;
 pub mod sweep;
 pub mod sysctl;

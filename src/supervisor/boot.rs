@@ -54,6 +54,7 @@ use crate::host::introduction::Admission;
 use crate::host::orders::Orders;
 use crate::host::preflight::{self, Findings, RUN_DIRECTORY};
 use crate::host::secret::Secret;
+use crate::host::surroundings::rules_by_mark;
 use crate::host::sweep::{Swept, sweep};
 use crate::host::{Host, Wanted};
 use crate::listeners::keeper::{self, Keeper};
@@ -109,6 +110,8 @@ pub struct Survey {
     pub findings: Findings,
     /// What must not keep us from running.
     pub warnings: Vec<Problem>,
+    /// Those about the host, among them.
+    pub host_warnings: Vec<Problem>,
     /// Whether the host is to be set up for transparent proxying.
     pub transparent: bool,
     /// Taken now: an address that somebody else has is found before anything is changed.
@@ -218,9 +221,17 @@ impl Survey {
         match found {
             Ok(installed) if problems.is_empty() => {
                 let transparent = wanted && lacking.is_empty();
-                let warnings = Vec::new();
-                let mut survey =
-                    Self { asked, installed, findings, warnings, transparent, metrics, syslog };
+                let (warnings, host_warnings) = (Vec::new(), Vec::new());
+                let mut survey = Self {
+                    asked,
+                    installed,
+                    findings,
+                    warnings,
+                    host_warnings,
+                    transparent,
+                    metrics,
+                    syslog,
+                };
                 survey.warn();
                 Ok(survey)
             }
@@ -239,7 +250,8 @@ impl Survey {
         }
         self.warnings.extend(deadlines::plan(&judge.read(), &self.limits()));
         if self.transparent {
-            self.warnings.extend(self.findings.warnings.iter().cloned());
+            self.host_warnings = [self.findings.warnings.clone(), self.rules_by_mark()].concat();
+            self.warnings.extend(self.host_warnings.iter().cloned());
             self.warnings.extend(deadlines::haste(&self.limits()));
         } else if self.asked.settings.transparent == Transparent::Auto {
             let because: Vec<_> = self.findings.transparent.iter().map(|p| &*p.what).collect();
@@ -249,6 +261,14 @@ impl Survey {
                 format!("{}, or set HAPROXY_TRANSPARENT=off", mend.join(", ")),
             ));
         }
+    }
+
+    /// Rules of other programs that drop what transparent proxying needs, if that is used.
+    fn rules_by_mark(&self) -> Vec<Problem> {
+        let is_used =
+            !self.asked.settings.intercept.is_empty() || !self.judge().read().usesrc.is_empty();
+        let look = self.findings.facts.nftables && is_used;
+        if look { rules_by_mark() } else { Vec::new() }
     }
 
     fn judge(&self) -> Judge {
@@ -267,6 +287,7 @@ impl Survey {
             descriptors: descriptor_limit(),
             own_descriptors: descriptors::most(),
             transparent: self.transparent,
+            intercepts: !self.asked.settings.intercept.is_empty(),
             open_from: open_from(&self.installed.path),
             state_file: Path::new(RUN_DIRECTORY).join("server-state"),
         }
@@ -494,6 +515,7 @@ async fn boot(mut survey: Survey, signals: Signals, log: Log) -> Result<u8> {
         instance: lease.instance().to_string(),
         haproxy_version: survey.installed.build.version.to_string(),
         intercepted_ports: intercept.iter().map(|intercept| intercept.from.number()).collect(),
+        warnings: survey.host_warnings.iter().map(ToString::to_string).collect(),
     };
     let version = env!("CARGO_PKG_VERSION");
     let metrics = Metrics::new(version, &identity.haproxy_version, &identity.instance)?;

@@ -75,6 +75,8 @@ pub(super) struct Running {
     born: Rc<RefCell<Option<Born>>>,
     /// What its configuration is warned of.
     pub(super) warnings: Vec<String>,
+    /// Those about the configuration.
+    pub(super) judged: Vec<String>,
     /// It answered, but would serve nobody.
     rejected: bool,
     /// By hapilot.
@@ -166,6 +168,7 @@ impl Supervisor {
             since: Since::Changed,
             born: Rc::default(),
             warnings: problems.iter().map(ToString::to_string).collect(),
+            judged: problems.iter().map(ToString::to_string).collect(),
             rejected: false,
             killed: false,
             grace,

@@ -173,6 +173,8 @@ pub struct Identity {
     pub haproxy_version: String,
     /// Ports that clients address beside those that HAProxy listens on (`HAPROXY_INTERCEPT`).
     pub intercepted_ports: Vec<u16>,
+    /// Of the host, found at the start.
+    pub warnings: Vec<String>,
 }
 
 #[derive(Debug)]

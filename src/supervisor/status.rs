@@ -68,6 +68,7 @@ impl Supervisor {
             since: clock.at(self.lifecycle.since()),
             generations: self.generation_statuses(&clock),
             listeners: self.listener_statuses(),
+            warnings: self.lasting_warnings(),
             others_listening: self.others_listening(),
             last_reload: self.last_reload.clone(),
             reloads: self.reloads.iter().cloned().collect(),
@@ -82,6 +83,12 @@ impl Supervisor {
             host: self.host_items(),
             inherited: inherited(),
         }
+    }
+
+    fn lasting_warnings(&self) -> Vec<String> {
+        let serving = self.lifecycle.serving().and_then(|id| self.generations.get(&id));
+        let judged = serving.into_iter().flat_map(|running| &running.judged);
+        judged.chain(&self.identity.warnings).cloned().collect()
     }
 
     /// Until the host is given back a stop is not over.

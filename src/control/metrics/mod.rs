@@ -335,6 +335,7 @@ mod tests {
             deadline: None,
         };
         Status {
+            warnings: vec![],
             instance: "00000001".to_owned(),
             version: "0.1.0".to_owned(),
             haproxy_version: "3.0.11".to_owned(),

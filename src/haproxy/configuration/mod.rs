@@ -455,9 +455,8 @@ mod tests {
         );
         let program = found.program.clone();
         assert_eq!(program.as_ref().map(|place| place.line), Some(4));
-        assert_eq!(found, Configuration { program, ..Configuration::default() });
         let proxies = found.proxies.clone();
-        assert_eq!(found, Configuration { proxies, ..Configuration::default() });
+        assert_eq!(found, Configuration { program, proxies, ..Configuration::default() });
     }
 
     #[test]

@@ -32,6 +32,7 @@ const NEW_GENERATION: u16 = 15;
 const GET_GENERATION: u16 = 16;
 /// What a chain has that packets come by.
 const HOOK: u16 = 4;
+const EVERY_FAMILY: u8 = 0;
 const INET: u8 = 1;
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
@@ -146,6 +147,18 @@ impl Nftables {
         }
         let rules = self.dump(GET_RULE, number, &all, |_| Some(()));
         Ok(!rules.context("ask the kernel for its nftables rules")?.is_empty())
+    }
+
+    /// Of every table and family, those of which `read` tells something.
+    pub fn chains<T>(&self, read: impl Fn(&Received<'_>) -> Option<T>) -> Result<Vec<T>> {
+        let all = self.dump(GET_CHAIN, EVERY_FAMILY, &Attributes::default(), read);
+        all.context("ask the kernel for its nftables chains")
+    }
+
+    /// The same of rules.
+    pub fn rules<T>(&self, read: impl Fn(&Received<'_>) -> Option<T>) -> Result<Vec<T>> {
+        let all = self.dump(GET_RULE, EVERY_FAMILY, &Attributes::default(), read);
+        all.context("ask the kernel for its nftables rules")
     }
 
     /// A number that is another one after every change to this network namespace's rules, whoever

@@ -43,6 +43,14 @@ points! {
     SuccessorsDoor = "successors-door",
     RuntimeDoor = "runtime-door",
     Syslog = "syslog",
+    // What the kernel may refuse anywhere.
+    Thread = "thread",
+    /// A program of ours. Where it hangs, the program does, and not the thread that waits for it.
+    Program = "program",
+    /// Room for the descriptors of a reload.
+    Descriptors = "descriptors",
+    /// A file that takes another's place.
+    Disk = "disk",
     // The host, in every chapter of a life.
     SetupLock = "setup-lock",
     /// A look at the rules that are there.
@@ -92,7 +100,7 @@ points! {
     Farewell = "farewell",
 }
 
-pub use self::switch::{at, within};
+pub use self::switch::{at, instead, within};
 
 #[cfg(debug_assertions)]
 mod switch {
@@ -177,6 +185,16 @@ mod switch {
         }
     }
 
+    /// What is to be run instead of a program: one that hangs.
+    pub fn instead(point: Point) -> io::Result<Option<[&'static str; 2]>> {
+        match come_to(point) {
+            None => Ok(None),
+            Some((step, Fault::Fail)) => Err(failed(&step)),
+            Some((_, Fault::Hang)) => Ok(Some(["sleep", "infinity"])),
+            Some((_, Fault::Halt)) => stand_still(),
+        }
+    }
+
     /// A step that is waited for: others go on meanwhile.
     pub async fn within(point: Point) -> io::Result<()> {
         match come_to(point) {
@@ -198,6 +216,12 @@ mod switch {
     #[inline]
     pub fn at(_: Point) -> io::Result<()> {
         Ok(())
+    }
+
+    #[expect(clippy::unnecessary_wraps, reason = "the other one fails")]
+    #[inline]
+    pub fn instead(_: Point) -> io::Result<Option<[&'static str; 2]>> {
+        Ok(None)
     }
 
     #[expect(clippy::unused_async, reason = "the other one waits")]

@@ -34,6 +34,9 @@ const SET_UP_LOCK: Duration = Duration::from_secs(10);
 /// How long a tear-down does: leaving our rules behind would be worse than a race.
 const TEAR_DOWN_LOCK: Duration = Duration::from_secs(2);
 
+/// Less time is not enough for a second attempt after a program hung.
+const WORTH_IT: Duration = Duration::from_millis(500);
+
 /// What the settings ask of the host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
@@ -250,8 +253,11 @@ impl Host {
         }
         self.foundation.put_urgent_first();
         failures.extend(self.foundation.roll_back(&mut self.kernel).await);
-        // Somebody may have been in the way for a moment; a program that hangs will hang again.
-        if !failures.is_empty() && !failures.iter().any(|failure| was_killed(&failure.error)) {
+        // Something may have been in the way for a moment. A program that hung may hang again, and takes
+        // half of what is left for it.
+        let hung = failures.iter().any(|failure| was_killed(&failure.error));
+        let left = until.saturating_duration_since(Instant::now());
+        if !failures.is_empty() && (!hung || left >= WORTH_IT) {
             warn!("once more: {}", TearDownError(failures));
             failures = self.interception.roll_back(&mut self.kernel).await;
             failures.extend(self.foundation.roll_back(&mut self.kernel).await);

@@ -20,6 +20,8 @@ use std::sync::OnceLock;
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::fault::{self, Point};
+
 /// Open before hapilot had opened anything.
 static INHERITED: OnceLock<Vec<RawFd>> = OnceLock::new();
 static KEPT: OnceLock<Vec<Kept>> = OnceLock::new();
@@ -91,6 +93,7 @@ pub(super) fn of_children() -> Option<u64> {
 
 /// Whether so many more can be opened now.
 pub fn ensure_room(count: usize) -> io::Result<()> {
+    fault::at(Point::Descriptors)?;
     let open = fs::read_dir("/proc/self/fd")?.count();
     match getrlimit(Resource::Nofile).current {
         Some(limit) if u64::try_from(open + count).is_ok_and(|wanted| wanted > limit) => {

@@ -20,6 +20,8 @@ use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};
 use rustix::rand::{GetRandomFlags, getrandom};
 
+use crate::fault::{self, Point};
+
 /// As the kernel's own (`path_resolution(7)`).
 const MOST_LINKS: usize = 40;
 const WRITABLE_FOR_OTHERS: RawMode = 0o022;
@@ -35,6 +37,7 @@ pub enum Readers {
 /// Puts this text in the place of what is there. Where that fails, what is there stays, and nothing
 /// else is left.
 pub fn replace(path: &Path, text: &[u8], readers: Readers) -> io::Result<()> {
+    fault::at(Point::Disk)?;
     let name = path.file_name().ok_or_else(|| Error::from(ErrorKind::InvalidInput))?;
     let directory = directory(path.parent().unwrap_or(Path::new("")))?;
     let fresh = beside(name)?;

@@ -5,10 +5,13 @@ use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle, Scope, ScopedJoinHandle, scope};
 
+use crate::fault::{self, Point};
+
 pub fn start<T: Send + 'static>(
     name: &str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
+    fault::at(Point::Thread)?;
     Builder::new().name(name.to_owned()).spawn(work)
 }
 
@@ -18,6 +21,7 @@ pub fn start_in<'scope, T: Send + 'scope>(
     name: &str,
     work: impl FnOnce() -> T + Send + 'scope,
 ) -> io::Result<ScopedJoinHandle<'scope, T>> {
+    fault::at(Point::Thread)?;
     Builder::new().name(name.to_owned()).spawn_scoped(scope, work)
 }
 
@@ -29,7 +33,7 @@ pub fn ensure_room(count: usize) -> io::Result<()> {
         let closed = gate.lock().unwrap_or_else(PoisonError::into_inner);
         let wait = || drop(gate.lock());
         let started: io::Result<Vec<_>> =
-            (0..count).map(|_| start_in(scope, "room", wait)).collect();
+            (0..count).map(|_| Builder::new().spawn_scoped(scope, wait)).collect();
         drop(closed);
         // Joined one by one: only then the kernel counts them no more.
         started?.into_iter().for_each(|thread| drop(thread.join()));

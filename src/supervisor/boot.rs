@@ -16,7 +16,7 @@ use anyhow::{Context, Result};
 use rustix::process::{Resource, getrlimit};
 use rustix::thread::{CapabilitySet, capabilities};
 use tokio::sync::mpsc;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::deadlines;
 use super::guarding::Policy;
@@ -596,7 +596,7 @@ fn open_watch(survey: &Survey) -> Result<Option<Watch>> {
 fn close_what_was_inherited(survey: &Survey) {
     let named = survey.judge().read().descriptors;
     for closed in descriptors::keep(|number| named.has(number)) {
-        info!(descriptor = closed.number, what = closed.what, "closed what was inherited");
+        debug!(descriptor = closed.number, what = closed.what, "closed what was inherited");
     }
     for kept in descriptors::kept() {
         info!(descriptor = kept.number, what = kept.what, "kept what the configuration names");

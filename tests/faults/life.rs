@@ -91,7 +91,8 @@ pub(super) enum Came {
     Nowhere,
 }
 
-pub(super) const STOP_DEADLINE: Duration = Duration::from_secs(12);
+/// A fifteenth of it is for the last resort, which runs a dozen programs beside those of all other lives.
+pub(super) const STOP_DEADLINE: Duration = Duration::from_secs(18);
 /// For a step to be come to. A reload gives up a hand-over, and a guard, only after some seconds.
 const PATIENCE: Duration = Duration::from_secs(9);
 const SERVING: &str = "INFO serving generation=";
@@ -207,7 +208,7 @@ impl<'h> Scene<'h> {
 fn spec<'h>(host: &'h Host, life: Life, way: Way, name: &str) -> Spec<'h> {
     let spec = host.container(name).own_dev().envs(&[
         ("HAPROXY_FIREWALL", way.setting()),
-        ("HAPROXY_STOP_DEADLINE", "12s"),
+        ("HAPROXY_STOP_DEADLINE", "18s"),
         ("HAPROXY_RELOAD_GUARD", way.guard),
         ("HAPROXY_LOG_LEVEL", "debug"),
     ]);

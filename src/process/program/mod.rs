@@ -8,7 +8,7 @@
 
 mod pipes;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -21,6 +21,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, p
 
 use self::pipes::Pipes;
 use super::{birth, limits};
+use crate::fault::{self, Point};
 
 /// A program that gets less could not finish: starting it would only cost the others their time.
 const SHORTEST: Duration = Duration::from_millis(5);
@@ -114,8 +115,11 @@ impl Run {
     }
 
     fn start(&self) -> io::Result<Running> {
-        let mut command = Command::new(&self.program);
-        command.args(&self.arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut command = match fault::instead(Point::Program)? {
+            None => command(&self.program, &self.arguments),
+            Some([program, argument]) => command(program.as_ref(), &[argument.into()]),
+        };
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command.stdin(if self.input.is_empty() { Stdio::null() } else { Stdio::piped() });
         birth::of_program(&mut command);
         let mut child = command.spawn()?;
@@ -130,6 +134,12 @@ impl Run {
         let pipes = Pipes::of(&mut child, &self.input, self.most_output);
         Ok(Running { child, pidfd, pipes })
     }
+}
+
+fn command(program: &OsStr, arguments: &[OsString]) -> Command {
+    let mut command = Command::new(program);
+    command.args(arguments);
+    command
 }
 
 struct Running {

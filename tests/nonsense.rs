@@ -21,6 +21,8 @@ use serde_json::Value;
 /// What is answered to `_getsocks`, before the connection is closed.
 const GARBAGE: &[u8] = b"\x01\0\0\0HTTP/1.1 200 OK\r\n\r\n";
 const TOO_MANY: &[u8] = b"\xff\xff\xff\xff";
+/// It does not even hang up.
+const SILENCE: &[u8] = b"";
 const HALF_A_COUNT: &[u8] = b"\x02\0\0\0\0\0";
 
 /// Sits on the runtime socket of a generation, and passes on all but that one question.
@@ -65,6 +67,10 @@ fn pass_on(mut stream: UnixStream, real: &Path, answer: &[u8], asked: &AtomicUsi
     if line == "_getsocks\n" {
         asked.fetch_add(1, Ordering::SeqCst);
         let _ = stream.write_all(answer);
+        if answer == SILENCE {
+            // Until hapilot has waited for long enough.
+            let _ = io::copy(&mut client, &mut io::sink());
+        }
         return;
     }
     let mut haproxy = UnixStream::connect(real).unwrap();
@@ -108,7 +114,7 @@ fn a_haproxy_that_does_not_say_what_it_listens_on_is_guarded_by_what_the_kernel_
     let receipt = reload(&lab, &mut hapilot, GARBAGE, "");
     assert_eq!(receipt["strategy"], "shared", "{receipt}");
     for (answer, option) in
-        [(TOO_MANY, "transparent"), (HALF_A_COUNT, ""), (GARBAGE, "transparent")]
+        [(TOO_MANY, "transparent"), (HALF_A_COUNT, ""), (GARBAGE, "transparent"), (SILENCE, "")]
     {
         let receipt = reload(&lab, &mut hapilot, answer, option);
         assert_eq!(receipt["strategy"], "separate", "{receipt}");

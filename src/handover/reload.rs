@@ -185,7 +185,7 @@ pub(super) async fn give_servers(
 /// one still has to learn is waited for now. The answer is what it knows of its servers.
 pub async fn prepare(old: &Path) -> Result<Servers> {
     still_learning(old, TEACH_LIMIT, SAVE_LIMIT).await?;
-    servers_within(old, SAVE_LIMIT).await
+    servers_within(old, 2 * SAVE_LIMIT).await
 }
 
 #[cfg(test)]

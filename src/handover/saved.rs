@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use super::pace::Change;
-use super::reload::{Given, give_servers, servers_in, servers_of, still_learning};
+use super::reload::{give_servers, servers_in, servers_of, still_learning};
 use crate::haproxy::peers::{known_to_others, taught};
 use crate::haproxy::runtime_api::{Conversation, LIMIT, ask, each_line};
-use crate::haproxy::server_state::{Servers, numbers, servers, worth_keeping};
+use crate::haproxy::server_state::{Servers, Since, numbers, servers, worth_keeping};
 use crate::haproxy::stick_table::{
     Head, Plan, Present, Servers as Numbers, Set, Table, batches, put_back, spellings,
 };
@@ -151,9 +151,18 @@ pub struct PutBack {
 
 /// Gives what is missing to a HAProxy that serves already. What is broken off, by a reload too, is
 /// missing still: who begins anew has some of it already.
-pub async fn give(socket: &Path, saved: &Saved, missing: &Cell<Missing>, then: Present) -> PutBack {
+pub async fn give(
+    socket: &Path,
+    saved: &Saved,
+    missing: &Cell<Missing>,
+    then: Present,
+    since: Since,
+) -> PutBack {
     let mut done = PutBack::default();
-    let all = give_all(socket, saved, missing, then, &mut done);
+    let servers = saved.known().believed(since);
+    // Later on it has checks of its own, which know better.
+    let servers = if then == Present::Counts { servers } else { servers.without_checks() };
+    let all = give_all(socket, (saved, servers), missing, then, &mut done);
     let all = tokio::time::timeout(PUT_BACK_LIMIT, all).await;
     match all {
         Ok(Ok(())) => missing.set(Missing::Nothing),
@@ -168,7 +177,7 @@ pub async fn give(socket: &Path, saved: &Saved, missing: &Cell<Missing>, then: P
 
 async fn give_all(
     socket: &Path,
-    saved: &Saved,
+    (saved, servers): (&Saved, Servers),
     missing: &Cell<Missing>,
     then: Present,
     done: &mut PutBack,
@@ -177,10 +186,9 @@ async fn give_all(
         let mut new = Conversation::begin(socket).await?;
         let now = servers_in(&mut new).await?;
         if missing.get() == Missing::All {
-            let Given { done: servers, refused } =
-                give_servers(&saved.known(), &now, &mut new).await?;
-            done.servers = servers;
-            done.failures.extend(refused);
+            let given = give_servers(&servers, &now, &mut new).await?;
+            done.servers = given.done;
+            done.failures.extend(given.refused);
             missing.set(Missing::Entries);
         }
         now

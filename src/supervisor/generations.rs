@@ -70,9 +70,9 @@ pub(super) struct Running {
     /// Of the text of its configuration.
     configuration: u64,
     /// Whether that is another one than the configuration of the generation before.
-    since: Since,
+    pub(super) since: Since,
     /// The servers that it began with, once it has said so.
-    born: Rc<RefCell<Option<Born>>>,
+    born: Rc<RefCell<Option<Rc<Born>>>>,
     /// What its configuration is warned of.
     pub(super) warnings: Vec<String>,
     /// Those about the configuration.
@@ -311,7 +311,7 @@ impl Supervisor {
         let (born, socket) = (Rc::clone(&running.born), running.runtime_socket.clone());
         running.tasks.push(tokio::task::spawn_local(async move {
             match servers_of(&socket).await {
-                Ok(servers) => drop(born.replace(Some(Born::with(&servers)))),
+                Ok(servers) => drop(born.replace(Some(Rc::new(Born::with(&servers))))),
                 Err(error) => debug!(generation = id.number(), "its servers: {error:#}"),
             }
         }));
@@ -337,8 +337,8 @@ impl Supervisor {
         let (messages, new) = (self.messages.clone(), running.runtime_socket.clone());
         let since = running.since;
         running.tasks.push(tokio::task::spawn_local(async move {
-            let born = born.borrow_mut().take();
-            let handed_over = carry(&old, &new, born.as_ref(), since).await;
+            let born = born.borrow().clone();
+            let handed_over = carry(&old, &new, born.as_deref(), since).await;
             let _ = messages.send(Message::HandedOver(to, handed_over));
         }));
     }

@@ -17,6 +17,7 @@ use super::run::Supervisor;
 use crate::handover::pace::{Change, Pace};
 use crate::handover::saved::{Missing, Saved, give, save};
 use crate::haproxy::generation::GenerationId;
+use crate::haproxy::server_state::Since;
 use crate::haproxy::stick_table::Present;
 
 /// Between attempts to put something back, should HAProxy not answer.
@@ -60,6 +61,7 @@ struct Saver {
     generation: GenerationId,
     socket: PathBuf,
     saved: Rc<RefCell<Option<Rc<Saved>>>>,
+    since: Since,
     /// Somebody was at the runtime API, by our door.
     visits: Rc<Notify>,
 }
@@ -81,6 +83,7 @@ impl Supervisor {
             generation: id,
             socket: running.runtime_socket.clone(),
             saved: Rc::clone(&self.saving.saved),
+            since: running.since,
             visits: self.door.visits(),
         };
         let missing = Rc::clone(&self.saving.missing);
@@ -108,7 +111,7 @@ impl Saver {
         let (mut commands, mut entries) = (Vec::new(), 0);
         let mut waits = AGAIN.into_iter();
         loop {
-            let done = give(&self.socket, saved, missing, then).await;
+            let done = give(&self.socket, saved, missing, then, self.since).await;
             commands.extend(done.servers);
             entries += done.entries;
             if let Some((first, others)) = done.failures.split_first() {

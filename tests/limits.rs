@@ -336,7 +336,9 @@ fn a_full_disk_refuses_reloads_and_nothing_else() {
     let wrapper = ["sh", "-c", mount, "sh"].map(str::to_owned);
     let lab = Lab::new();
     let before = lab.balancer.state();
-    let config = lab.balancer.write("haproxy.cfg", &haproxy_cfg::proxy(":80", "one"));
+    let config = haproxy_cfg::proxy(":80", "one");
+    let saves = "mode http\n  load-server-state-from-file global\n";
+    let config = lab.balancer.write("haproxy.cfg", &config.replace("mode http\n", saves));
     let words: Vec<_> = wrapper.iter().map(String::as_str).collect();
     let instance = lab.balancer.container("hapilot").config(&config).wrapped(&words).start();
     instance.log.await_line("INFO serving");

@@ -15,7 +15,7 @@ use hapilot::control::protocol::{Answer, Request, SOCKET};
 use nix::sys::signal::Signal;
 
 use crate::lab::haproxy_cfg::DEFAULTS;
-use crate::lab::process::name;
+use crate::lab::process::{kill, name};
 use crate::lab::{Host, HostState, Instance, LONG, SHORT, get, until};
 
 const PROGRAMS: [&str; 7] = [
@@ -116,6 +116,19 @@ impl Scene {
 
     fn await_stuck(&self) -> Vec<u32> {
         until(SHORT, "a program hangs", || Some(self.stuck()).filter(|all| !all.is_empty()))
+    }
+
+    /// New clients are served, and questions answered within a second.
+    fn serves_and_answers(&self, what: &str) {
+        let answer = get(&self.host.namespace, "127.0.0.1:8080", "/");
+        assert!(answer.is_answered(), "{what}: {answer:?}");
+        let socket = self.instance.run_directory().join(SOCKET);
+        for request in [Request::Health, Request::Status] {
+            let begun = Instant::now();
+            let answer = Client::connect(&socket).unwrap().ask(&request, Some(SHORT));
+            assert!(answer.is_ok(), "{what}: {answer:?}");
+            assert!(begun.elapsed() < AT_ONCE, "{what}: {request:?} took {:?}", begun.elapsed());
+        }
     }
 
     fn stop_within(&mut self, deadline: Duration) -> Option<i32> {
@@ -220,30 +233,45 @@ fn signals_and_questions_are_answered_while_a_guard_goes_up() {
 #[test]
 fn haproxy_is_never_what_is_killed_for_a_program_that_hangs() {
     for program in PROGRAMS {
-        let mut scene =
-            Scene::begin(&[("HAPROXY_STOP_DEADLINE", DEADLINE), ("HAPROXY_PIDS", "auto")]);
+        let settings = [("HAPROXY_STOP_DEADLINE", DEADLINE), ("HAPROXY_PIDS", "auto")];
+        let mut scene = Scene::begin(&settings);
         let first = scene.instance.current();
-        let serves = |what: &str| {
-            let answer = get(&scene.host.namespace, "127.0.0.1:8080", "/");
-            assert!(answer.is_answered(), "{program}, {what}: {answer:?}");
-            assert_eq!(scene.instance.log.count("gone generation="), 0, "{program}, {what}");
-        };
         scene.tell("all", &[program]);
         // What it puts back, it looks for first.
         scene.host.namespace.attempt("nft flush ruleset");
-        serves("somebody flushes the firewall");
-        scene.instance.status();
+        scene.serves_and_answers(&format!("{program}, the firewall is flushed"));
         scene.instance.signal(Signal::SIGHUP);
+        scene.serves_and_answers(&format!("{program}, while it reloads"));
         let second = scene.instance.await_successor(&first);
-        assert_ne!(first.pid, second.pid);
-        let answer = get(&scene.host.namespace, "127.0.0.1:8080", "/");
-        assert!(answer.is_answered(), "{program}, reloaded: {answer:?}");
+        scene.serves_and_answers(&format!("{program}, reloaded"));
         assert_eq!(scene.instance.log.count("SIGKILL"), 0, "{program}");
+        kill(scene.instance.process_of(&second), Signal::SIGKILL);
+        scene.serves_and_answers(&format!("{program}, HAProxy is killed"));
+        scene.instance.await_successor(&second);
+        assert_eq!(scene.instance.log.count("exit=SIGKILL"), 2, "{program}: the test's own alone");
         scene.stop_within(IN_TIME);
-        assert_eq!(scene.instance.log.count("SIGKILL"), 0, "{program}, at the stop");
+        assert_eq!(scene.instance.log.count("exit=SIGKILL"), 2, "{program}, at the stop");
         scene.tell("all", &[]);
         scene.sweep();
     }
+}
+
+/// Nobody serves yet, so there is nothing to lose but time.
+#[test]
+fn a_haproxy_that_does_not_say_what_it_is_delays_no_stop() {
+    let host = Host::alone();
+    let before = host.state();
+    let bin = host.path("bin");
+    fs::create_dir(&bin).unwrap();
+    let fake = host.write("bin/haproxy", "#!/bin/sh\nexec sleep 987\n");
+    fs::set_permissions(fake, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let spec = host.container("hapilot").env("PATH", &path);
+    let instance = spec.env("HAPROXY_STOP_DEADLINE", DEADLINE).start();
+    let mut scene = Scene { instance, before, host };
+    scene.await_stuck();
+    scene.stop_within(IN_TIME);
+    scene.host.state().assert_same_as(&scene.before);
 }
 
 /// With `auto` a sweep comes behind the launch.

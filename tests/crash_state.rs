@@ -23,7 +23,8 @@ fn config() -> String {
          backend numbers\n  stick-table type integer size 1k store conn_cnt\n\
          backend brief\n  stick-table type ip size 1k expire 3s store conn_cnt\n\
          backend bytes\n  stick-table type binary len 8 size 1k expire 5m store conn_cnt\n",
-        proxy(":80", "v1")
+        // There shall be nothing to be warned of.
+        proxy(":80", "v1").replace("mode http\n", "mode http\n  option idle-close-on-response\n")
     )
 }
 

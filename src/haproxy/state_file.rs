@@ -17,6 +17,9 @@ const HEAD: &str = "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv
     srv_uweight srv_iweight srv_time_since_last_change srv_check_status srv_check_result \
     srv_check_health srv_check_state srv_agent_state bk_f_forced_id srv_f_forced_id srv_fqdn \
     srv_port srvrecord\n";
+/// `HCHK_STATUS_INI`. With 0 (`HCHK_STATUS_UNKNOWN`) HAProxy takes a server for one that is never checked,
+/// drops the results of its checks, and waits for the first of them for ever.
+const NOT_CHECKED_YET: u8 = 1;
 /// Conditions may leave out a line, and repeat it with another address.
 const AMBIGUOUS: &str = "";
 
@@ -99,8 +102,8 @@ pub fn state_file(servers: &Servers, written: &Written) -> String {
         // Into a `String` it cannot fail.
         let _ = writeln!(
             text,
-            "1 {backend} {number} {name} {address} {operation} 0 {weight} {weight} 0 0 0 \
-             {health} {check} {agent} 0 0 {host} {port} {record}"
+            "1 {backend} {number} {name} {address} {operation} 0 {weight} {weight} 0 \
+             {NOT_CHECKED_YET} 0 {health} {check} {agent} 0 0 {host} {port} {record}"
         );
     }
     text
@@ -144,6 +147,6 @@ mod tests {
         let file = state_file(&servers(&(columns.to_owned() + &all.concat())), &written);
         let names: Vec<_> = file.lines().skip(2).filter_map(|l| l.split(' ').nth(3)).collect();
         assert_eq!(names, ["a", "c", "e", "t2", "srv"], "{file}");
-        assert!(file.contains("1 web 7 a 192.0.2.1 0 0 5 5 0 0 0 0 6 0 0 0 - 80 -\n"), "{file}");
+        assert!(file.contains("1 web 7 a 192.0.2.1 0 0 5 5 0 1 0 0 6 0 0 0 - 80 -\n"), "{file}");
     }
 }

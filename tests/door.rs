@@ -186,6 +186,67 @@ fn what_a_successor_shows_to_a_stranger_is_of_no_use_at_another_door() {
     new.stop();
 }
 
+const WELCOME: &str = r#"{"answer":"welcome"}"#;
+const PROVE: &str = r#"{"answer":"prove","nonce":"00","number":null,"proof":null}"#;
+const OLDEST: &str = r#"{"answer":"hello","protocol":2,"instance":"0b","version":"9",
+    "haproxy_version":"3.0","state":"serving","started":1,"transparent":true,"lineage":[]}"#;
+const TAKEN: &str = r#"{"answer":"refused","reason":"busy","by":"0c"}"#;
+const HOLDS: &str = r#"{"answer":"reserved","paused":false}"#;
+const LETS_DOWN: &str = r#"{"answer":"refused","reason":"enough"}"#;
+
+/// Another container's root that calls itself a hapilot and has not the right: to whatever it is
+/// asked for it says this, and hangs up.
+fn impostor(lab: &Lab, name: &'static str, says: &'static [&'static str]) {
+    let (bound, is_bound) = std::sync::mpsc::channel();
+    let serve = move || {
+        let listener =
+            UnixListener::bind_addr(&SocketAddr::from_abstract_name(name).unwrap()).unwrap();
+        bound.send(()).unwrap();
+        for stream in listener.incoming() {
+            let mut stream = BufReader::new(stream.unwrap());
+            for answer in [PROVE, WELCOME, &OLDEST.replace('\n', "")] {
+                if !hear(&mut stream).is_empty() {
+                    say(&mut stream, answer);
+                }
+            }
+            if hear(&mut stream).contains("reserve") {
+                for answer in says {
+                    say(&mut stream, answer);
+                }
+            }
+        }
+    };
+    let namespace = &lab.balancer.namespace;
+    namespace.spawn(move || {
+        let none = CapabilitySet::empty();
+        let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
+        set_capabilities(None, none).unwrap();
+        serve();
+    });
+    is_bound.recv().unwrap();
+}
+
+/// It could say that it is taken, that it holds still and then not, hang up without end, and that it
+/// sets up what this one is forbidden to set up.
+#[test]
+fn a_stranger_that_calls_itself_a_hapilot_keeps_no_successor_from_serving() {
+    let (lab, mut old, _) = start();
+    impostor(&lab, "hapilot/00000001", &[TAKEN]);
+    impostor(&lab, "hapilot/00000002", &[]);
+    impostor(&lab, "hapilot/00000003", &[HOLDS, LETS_DOWN]);
+    let load = Load::start(&lab.client, &web());
+    let mut new = successor(&lab, "new", &[], &[]);
+    for name in ["hapilot 00000001", "hapilot 00000002"] {
+        new.log.await_line(&format!("{name} (hapilot 9, HAProxy 3.0) has not shown"));
+    }
+    receipt(&mut new);
+    assert_ends_with_0(&mut old);
+    assert_eq!(via(&lab), "new");
+    new.reload();
+    assert_none_lost(load);
+    new.stop();
+}
+
 fn secret(lab: &Lab, name: &str, text: &str, mode: u32) -> String {
     use std::os::unix::fs::PermissionsExt;
     let path = lab.balancer.write(name, text);

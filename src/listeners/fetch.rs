@@ -30,7 +30,7 @@ use crate::process::patience::within;
 const LIMIT: Duration = Duration::from_secs(1);
 
 /// One for each port, which is more than any HAProxy has descriptors for.
-const MOST: usize = 65_536;
+pub const MOST: usize = 65_536;
 /// Of namespaces and interfaces. An interface's has 15 bytes at most.
 const MOST_NAMES: usize = 2 * 1024 * 1024;
 
@@ -66,11 +66,11 @@ pub async fn listeners(runtime_socket: &Path) -> Result<Vec<Listener>> {
 
 async fn fetch(runtime_socket: &Path) -> Result<Vec<Listener>> {
     fault::within(Point::Listeners).await?;
-    from(UnixStream::connect(runtime_socket).await.context("connect")?).await
+    from(UnixStream::connect(runtime_socket).await.context("connect")?, MOST).await
 }
 
 /// Without a limit.
-pub async fn from(mut stream: UnixStream) -> Result<Vec<Listener>> {
+pub async fn from(mut stream: UnixStream, most: usize) -> Result<Vec<Listener>> {
     stream.write_all(wire::REQUEST).await.context("send the request")?;
     let mut count = [0; 4];
     match stream.read_exact(&mut count).await {
@@ -79,7 +79,7 @@ pub async fn from(mut stream: UnixStream) -> Result<Vec<Listener>> {
         other => other.context("read the number of listeners")?,
     };
     let count = usize::try_from(u32::from_ne_bytes(count)).context("count the listeners")?;
-    ensure!(count <= MOST, "it says that it has {count} listeners, and {MOST} are the most");
+    ensure!(count <= most, "it says that it has {count} listeners, and {most} are the most");
     let (mut listeners, mut named) = (Vec::new(), 0);
     while listeners.len() < count {
         let (bytes, sockets) = message(&stream).await.context("receive listeners")?;

@@ -152,7 +152,7 @@ impl Room {
             Introduced::Left => return Ok(()),
         }
         heard.note();
-        let first = tokio::time::timeout(PATIENCE, line(&mut stream))
+        let first = tokio::time::timeout(PATIENCE, line(&mut stream, LONGEST_LINE))
             .await
             .context("wait for a word")??;
         let Some(first) = first else { return Ok(()) };
@@ -165,7 +165,7 @@ impl Room {
         let Request::Hello(caller) = understood(&first)? else { bail!("no hello came first") };
         let hello = self.facts.borrow().clone();
         say(&mut stream, &Answer::Hello(hello)).await?;
-        let next = tokio::time::timeout(LONGEST_WAIT, line(&mut stream)).await;
+        let next = tokio::time::timeout(LONGEST_WAIT, line(&mut stream, LONGEST_LINE)).await;
         match next.context("wait for what it wants")?? {
             Some(next) => match understood(&next)? {
                 Request::Reserve => self.reserve(stream, visit, caller).await,
@@ -181,7 +181,7 @@ impl Room {
 
     async fn introduced(&self, stream: &mut Stream) -> Result<Introduced> {
         // It may only look whether we live (`lease::lives`).
-        let Some(first) = line(stream).await? else { return Ok(Introduced::Left) };
+        let Some(first) = line(stream, LONGEST_LINE).await? else { return Ok(Introduced::Left) };
         let received = introduction::receive(stream, &first, self.instance, self.admission).await;
         Ok(received.map_or_else(Introduced::No, |_| Introduced::Welcome))
     }
@@ -214,7 +214,7 @@ impl Room {
                 reason: "this hapilot is ending".to_owned(),
                 by: None,
             }),
-            early = line(stream) => {
+            early = line(stream, LONGEST_LINE) => {
                 ensure!(early?.is_none(), "{visit:?} spoke before it was answered");
                 return Ok(Next::Left);
             }
@@ -223,7 +223,9 @@ impl Room {
         let reserved = matches!(answer, Answer::Reserved { .. });
         let until = Instant::now() + LONGEST_WAIT;
         while Instant::now() < until {
-            let Ok(next) = tokio::time::timeout(SILENCE, line(stream)).await else { break };
+            let Ok(next) = tokio::time::timeout(SILENCE, line(stream, LONGEST_LINE)).await else {
+                break;
+            };
             let Some(next) = next? else { return Ok(Next::Left) };
             match understood(&next)? {
                 Request::Still => {}
@@ -277,9 +279,9 @@ enum Next {
 }
 
 /// `None` at the end of the connection.
-pub(super) async fn line(stream: &mut Stream) -> io::Result<Option<String>> {
+pub(super) async fn line(stream: &mut Stream, longest: usize) -> io::Result<Option<String>> {
     let mut line = String::new();
-    let limit = u64::try_from(LONGEST_LINE).unwrap_or(u64::MAX);
+    let limit = u64::try_from(longest).unwrap_or(u64::MAX);
     let read = stream.take(limit).read_line(&mut line).await?;
     Ok((read > 0).then_some(line))
 }

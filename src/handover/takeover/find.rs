@@ -1,6 +1,7 @@
 //! Acts: finds those whom we are to relieve, makes them hold still, and borrows their listeners.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use tracing::{info, warn};
@@ -11,11 +12,14 @@ use super::plain;
 use super::predecessor::Predecessor;
 use super::protocol::Caller;
 use crate::host::instance::Instance;
-use crate::host::introduction::Shown;
 use crate::host::lease;
 use crate::listeners::fetch::Listener;
 use crate::process::procfs;
 use crate::settings::Predecessors;
+
+/// For all that may be strangers together, and how many of them.
+const DOUBT_LIMIT: Duration = Duration::from_secs(30);
+const MOST_DOUBTFUL: usize = 4;
 
 /// Those who are to be relieved, and what they listen on.
 #[derive(Debug, Default)]
@@ -60,7 +64,8 @@ async fn attempt(wanted: &Predecessors, asker: &Asker) -> Result<Option<Found>, 
     for note in &notes {
         warn!("{note}");
     }
-    let is_transparent = |at: &&usize| seen[**at].hello.transparent;
+    let is_doubtful = |at: usize| met[at].0.as_ref().is_some_and(|hapilot| hapilot.is_doubtful);
+    let is_transparent = |at: &&usize| seen[**at].hello.transparent && !is_doubtful(**at);
     if let (Some(place), Some(at)) = (&asker.lacks, chosen.iter().find(is_transparent)) {
         return Err(Hindered(format!(
             "{place} needs transparent proxying, which hapilot {} sets up and this one does not: it \
@@ -71,9 +76,16 @@ async fn attempt(wanted: &Predecessors, asker: &Asker) -> Result<Option<Found>, 
     let mut found = Found { left_alone: deaf + notes.len(), ..Found::default() };
     let names: Vec<String> =
         chosen.iter().map(|at| seen[*at].hello.name.instance.clone()).collect();
+    let (until, mut doubtful) = (Instant::now() + DOUBT_LIMIT, 0);
     for at in chosen {
         let Some(hapilot) = met[at].0.take() else { continue };
-        match reserve(hapilot, &names).await? {
+        doubtful += usize::from(hapilot.is_doubtful);
+        if hapilot.is_doubtful && doubtful > MOST_DOUBTFUL {
+            warn!("{} is left alone: {MOST_DOUBTFUL} like it were asked", hapilot.name());
+            found.left_alone += 1;
+            continue;
+        }
+        match reserve(hapilot, &names, until).await? {
             Step::Holds(predecessor) => found.predecessors.push(predecessor),
             Step::LeftAlone => found.left_alone += 1,
             Step::Again => return Ok(None),
@@ -100,17 +112,28 @@ enum Step {
     Again,
 }
 
-async fn reserve(mut hapilot: Box<Hapilot>, chosen: &[String]) -> Result<Step, Hindered> {
+async fn reserve(
+    mut hapilot: Box<Hapilot>,
+    chosen: &[String],
+    until: Instant,
+) -> Result<Step, Hindered> {
     let name = hapilot.name();
     info!(predecessor = name, state = hapilot.hello.state, "to be relieved");
-    if hapilot.shown == Shown::Nothing {
+    if hapilot.is_doubtful {
         warn!(
-            "{name} has not shown CAP_NET_ADMIN over this network: it is believed because it has our \
-             user; with the same HAPROXY_TAKEOVER_SECRET_FILE both would know each other"
+            "{name} has not shown CAP_NET_ADMIN over this network: its listeners are taken because it has \
+             our user, what it says of servers and counters is not; with the same \
+             HAPROXY_TAKEOVER_SECRET_FILE both would know each other"
         );
     }
-    match hapilot.reserve().await {
+    let doubt = until.saturating_duration_since(Instant::now());
+    match hapilot.reserve(doubt).await {
         Ok(Reserved::Yes { paused }) => Ok(Step::Holds(Predecessor::Hapilot { hapilot, paused })),
+        // A stranger may say so for ever.
+        Ok(Reserved::Gone) if hapilot.is_doubtful => {
+            warn!("{name} hung up, and is left alone");
+            Ok(Step::LeftAlone)
+        }
         Ok(Reserved::Gone) => {
             hapilot.dead().await;
             Ok(Step::Again)
@@ -119,10 +142,10 @@ async fn reserve(mut hapilot: Box<Hapilot>, chosen: &[String]) -> Result<Step, H
             info!("{name}: {reason}; we relieve that one");
             Ok(Step::LeftAlone)
         }
-        Ok(Reserved::No { reason, by: Some(_) }) => Err(Hindered(format!(
+        Ok(Reserved::No { reason, by: Some(_) }) if !hapilot.is_doubtful => Err(Hindered(format!(
             "{name} cannot be relieved: {reason}; start this one again once that is over"
         ))),
-        Ok(Reserved::No { reason, by: None }) => {
+        Ok(Reserved::No { reason, .. }) => {
             warn!("{name} cannot be relieved: {reason}");
             Ok(Step::LeftAlone)
         }

@@ -11,10 +11,10 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::door::{excerpt, line};
-use super::protocol::{Answer, Caller, HAS_HAPROXY, Hello, Request, STILL};
+use super::protocol::{Answer, Caller, HAS_HAPROXY, Hello, LONGEST_LINE, Request, STILL};
 use crate::fault::{self, Point};
 use crate::host::instance::Instance;
-use crate::host::introduction::{Shown, introduce};
+use crate::host::introduction::{Admission, Shown, introduce};
 use crate::host::lease;
 use crate::listeners::fetch::{self, Listener};
 use crate::process::patience::within;
@@ -29,6 +29,9 @@ const HELLO_LIMIT: Duration = Duration::from_secs(5);
 /// It may be starting or reloading, and its HAProxy may take as long as ours may.
 const RESERVE_LIMIT: Duration = Duration::from_mins(6);
 const PACE: Duration = Duration::from_millis(50);
+/// Of a doubtful one: its hello, and what it listens on.
+const LONGEST_DOUBTFUL: usize = 8 * 1024;
+const MOST_DOUBTFUL: usize = 1024;
 /// The kernel closes a killed one's sockets one by one.
 const DEATH_LIMIT: Duration = Duration::from_secs(5);
 /// It has to take its interception away first.
@@ -41,7 +44,9 @@ pub struct Hapilot {
     instance: Instance,
     /// As we see it; `None` where it is in a PID namespace that we do not see.
     pub pid: Option<i32>,
-    pub shown: Shown,
+    /// It has not shown what we could check: it may be a stranger that has our user. Its word may give
+    /// us listeners, but it neither keeps us from starting nor sets anything in our HAProxy.
+    pub is_doubtful: bool,
     /// `None` while it is held.
     stream: Option<BufReader<UnixStream>>,
     held: Option<Held>,
@@ -179,11 +184,13 @@ impl Hapilot {
         ensure!(user == own, "user {user} runs it, and we are user {own}");
         let (stream, shown) = introduce(stream, instance).await?;
         let mut stream = BufReader::new(stream);
+        let is_doubtful = shown == Shown::Nothing && Admission::here().0 == Admission::Shown;
+        let longest = if is_doubtful { LONGEST_DOUBTFUL } else { LONGEST_LINE };
         say(&mut stream, &Request::Hello(caller.clone())).await?;
-        match hear(&mut stream).await? {
+        match hear_up_to(longest, &mut stream).await? {
             Some(Answer::Hello(hello)) => {
                 let stream = Some(stream);
-                Ok(Self { hello, instance, pid, shown, stream, held: None })
+                Ok(Self { hello, instance, pid, is_doubtful, stream, held: None })
             }
             Some(Answer::Refused { reason, .. }) => bail!(reason),
             Some(other) => bail!("it answered {other:?}"),
@@ -197,13 +204,14 @@ impl Hapilot {
         format!("hapilot {} (hapilot {version}, HAProxy {haproxy_version})", self.instance)
     }
 
-    /// Waits until it has nothing under way.
-    pub async fn reserve(&mut self) -> Result<Reserved> {
+    /// Waits until it has nothing under way; for a doubtful one no longer than `doubt`.
+    pub async fn reserve(&mut self, doubt: Duration) -> Result<Reserved> {
+        let limit = if self.is_doubtful { doubt } else { RESERVE_LIMIT };
         let mut stream = self.stream.take().context("ask it again")?;
         if say(&mut stream, &Request::Reserve).await.is_err() {
             return Ok(Reserved::Gone);
         }
-        let answer = tokio::time::timeout(RESERVE_LIMIT, hear_at(Point::Reserve, &mut stream));
+        let answer = tokio::time::timeout(limit, hear_at(Point::Reserve, &mut stream));
         match answer.await.context("wait until it holds still")?? {
             Some(Answer::Reserved { paused }) => {
                 self.held = Some(Held::hold(stream));
@@ -215,9 +223,13 @@ impl Hapilot {
         }
     }
 
-    /// Its door leads there too. `None` while its HAProxy is dead.
+    /// Its door leads there too. `None` while its HAProxy is dead, and of a doubtful one: what it says of
+    /// servers and counters is not put into ours.
     #[must_use]
     pub fn runtime_socket(&self) -> Option<PathBuf> {
+        if self.is_doubtful {
+            return None;
+        }
         let name = format!("@{}", self.instance.lease_name());
         HAS_HAPROXY.contains(&self.hello.state.as_str()).then(|| name.into())
     }
@@ -226,15 +238,21 @@ impl Hapilot {
     pub async fn listeners(&self) -> Result<Vec<Listener>> {
         let fetch = async {
             fault::within(Point::Borrow).await?;
-            fetch::from(introduce(lease::knock(self.instance)?, self.instance).await?.0).await
+            let most = if self.is_doubtful { MOST_DOUBTFUL } else { fetch::MOST };
+            let stream = introduce(lease::knock(self.instance)?, self.instance).await?.0;
+            fetch::from(stream, most).await
         };
         within(HELLO_LIMIT, fetch)
             .await
             .with_context(|| format!("ask hapilot {} for its listeners", self.instance))
     }
 
-    /// Told why it does not hold still for us any more, should that come before `retire`.
+    /// Told why it does not hold still for us any more, should that come before `retire`. Not of a
+    /// doubtful one.
     pub fn let_down(&mut self) -> Option<oneshot::Receiver<String>> {
+        if self.is_doubtful {
+            return None;
+        }
         self.held.as_mut()?.let_down.take()
     }
 
@@ -301,7 +319,11 @@ async fn hear_at(point: Point, stream: &mut BufReader<UnixStream>) -> Result<Opt
 
 /// `None` at the end of the connection, however it came.
 async fn hear(stream: &mut BufReader<UnixStream>) -> Result<Option<Answer>> {
-    match line(stream).await {
+    hear_up_to(LONGEST_LINE, stream).await
+}
+
+async fn hear_up_to(longest: usize, stream: &mut BufReader<UnixStream>) -> Result<Option<Answer>> {
+    match line(stream, longest).await {
         Ok(Some(text)) => {
             serde_json::from_str(&text).with_context(|| format!("understand {:?}", excerpt(&text)))
         }

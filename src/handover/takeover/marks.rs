@@ -14,6 +14,7 @@ use std::time::SystemTime;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use super::hapilot::Hapilot;
 use super::protocol::{Caller, Hello, Name, SERVES};
 use crate::fault::{self, Point};
 use crate::host::instance::Instance;
@@ -200,12 +201,13 @@ pub fn made_later(
     successor.map(|(instance, _)| *instance)
 }
 
-/// Whoever may stand for us, as far as they answer.
+/// Whoever may stand for us, as far as they answer and can be believed.
 pub async fn living(caller: &Caller) -> Vec<(Instance, Option<Hello>)> {
     let living = crate::host::lease::living().unwrap_or_default();
     let living: Vec<_> = living.into_iter().collect();
-    let met = super::hapilot::Hapilot::meet_each(&living, caller).await;
-    let hellos = met.into_iter().map(|met| met.ok().map(|hapilot| hapilot.hello));
+    let met = Hapilot::meet_each(&living, caller).await;
+    let hello = |hapilot: Hapilot| (!hapilot.is_doubtful).then_some(hapilot.hello);
+    let hellos = met.into_iter().map(|met| met.ok().and_then(hello));
     living.into_iter().zip(hellos).collect()
 }
 

@@ -183,6 +183,9 @@ impl Predecessor {
                         tell(Told::Draining { sessions });
                         hapilot.ended(|sessions| tell(Told::Draining { sessions })).await
                     }
+                    Ok(Retired::LetDown { reason }) if hapilot.is_doubtful => {
+                        return tell(Told::Deaf { reason });
+                    }
                     Ok(Retired::LetDown { reason }) => return tell(Told::LetDown { reason }),
                     Ok(Retired::Gone) => None,
                     Err(error) => return tell(Told::Deaf { reason: format!("{error:#}") }),

@@ -97,7 +97,8 @@ impl Runtime {
     /// None from one that has no `expose-fd listeners`.
     pub(super) async fn listeners(&self) -> Result<Vec<Listener>> {
         within(LIMIT, async {
-            fetch::from(UnixStream::connect(self.door.path()).await.context("connect")?).await
+            let stream = UnixStream::connect(self.door.path()).await.context("connect")?;
+            fetch::from(stream, fetch::MOST).await
         })
         .await
     }

@@ -167,6 +167,26 @@ fn what_is_missing_in_the_image_or_on_the_network_is_told_with_the_way_out() {
 }
 
 #[test]
+fn keep_alive_clients_that_would_lose_requests_are_warned_of_once() {
+    const LACKS: &str = "without option idle-close-on-response (web)";
+    let host = Host::alone();
+    let plain = listen("http-request return status 200");
+    check(&host, &plain).assert_code(0).assert_says(&[LACKS, "closed connection"]);
+    let mut hapilot = host.serve(&plain);
+    hapilot.reload();
+    assert_eq!(hapilot.log.count(LACKS), 1, "not again at each reload");
+    assert!(hapilot.status()["warnings"].to_string().contains(LACKS));
+    host.write("haproxy.cfg", &listen("option idle-close-on-response\n http-request deny"));
+    hapilot.reload();
+    assert!(!hapilot.status()["warnings"].to_string().contains(LACKS));
+    hapilot.stop();
+    let fine = check(&host, &listen("option idle-close-on-response"));
+    assert!(!fine.text.contains("idle-close"), "{}", fine.text);
+    let embedded = host.container("hapilot").args(&["check"]).finish();
+    assert!(!embedded.text.contains("idle-close"), "{}", embedded.text);
+}
+
+#[test]
 fn a_port_that_is_taken_is_told_with_the_ways_out() {
     let host = Host::alone();
     let taken = host.namespace.enter(|| TcpListener::bind("127.0.0.1:81").unwrap());

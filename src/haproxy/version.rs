@@ -125,8 +125,9 @@ impl Build {
             .map(str::to_owned)
             .collect();
         let said = |begin: &str| {
-            let mut lines = vv.lines().filter(|line| line.starts_with(begin));
-            Some(lines.find_map(|line| line.split_once("SSL version : "))?.1.to_owned())
+            // Since 3.2 it is "SSL library version".
+            let mut lines = vv.lines().filter(|l| l.starts_with(begin) && l.contains("SSL"));
+            Some(lines.find_map(|line| line.split_once("version : "))?.1.to_owned())
         };
         let tls = said("Built with ").zip(said("Running on "));
         Some(Self { version, features, tls })

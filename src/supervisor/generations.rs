@@ -141,6 +141,11 @@ impl Supervisor {
         self.trying.insert(id, waiting);
         let Judgement { problems, state_file, questions, syslog, grace, missing } =
             self.judge.judge();
+        let judged: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        let warned = std::mem::replace(&mut self.warned, judged.clone());
+        // What the start found is told before.
+        let is_new = |one: &&String| why != Why::Start && !warned.contains(one);
+        let warnings = judged.iter().filter(is_new).cloned().collect();
         places::make(&missing);
         self.syslog.open(&syslog);
         let program = Rc::make_mut(&mut self.program);
@@ -167,8 +172,8 @@ impl Supervisor {
             configuration: 0,
             since: Since::Changed,
             born: Rc::default(),
-            warnings: problems.iter().map(ToString::to_string).collect(),
-            judged: problems.iter().map(ToString::to_string).collect(),
+            warnings,
+            judged,
             rejected: false,
             killed: false,
             grace,

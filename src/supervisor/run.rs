@@ -120,6 +120,8 @@ pub(super) enum Message {
 pub struct Supervisor {
     pub(super) program: Rc<Program>,
     pub(super) judge: Judge,
+    /// What was warned of at the last launch: nothing is said again as long as it stays.
+    pub(super) warned: Vec<String>,
     pub(super) lifecycle: Lifecycle,
     pub(super) generations: BTreeMap<GenerationId, Running>,
     pub(super) host: Orders,
@@ -253,6 +255,7 @@ impl Supervisor {
         let supervisor = Self {
             program: Rc::new(program),
             judge,
+            warned: Vec::new(),
             lifecycle,
             generations: BTreeMap::new(),
             host,

@@ -41,7 +41,7 @@ fn warnings(status: &Value) -> String {
 /// takes, while it is long known that the port is to be guarded.
 #[test]
 fn a_bind_that_changed_is_guarded_however_much_was_set_by_hand() {
-    const SERVERS: usize = 20_000;
+    const SERVERS: usize = 10_000;
     const IN_ONE: usize = 100;
     let name = |number| format!("many{}/m{number}", number / IN_ONE);
     let config = |option: &str, via: &str| {

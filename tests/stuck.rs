@@ -142,7 +142,7 @@ impl Scene {
     }
 
     fn sweep(&self) {
-        for file in ["hang", "late"] {
+        for file in ["hang", "late", "all"] {
             self.tell(file, &[]);
         }
         self.host.container("sweep").args(&["sweep"]).finish().assert_code(0);
@@ -272,6 +272,66 @@ fn a_haproxy_that_does_not_say_what_it_is_delays_no_stop() {
     scene.await_stuck();
     scene.stop_within(IN_TIME);
     scene.host.state().assert_same_as(&scene.before);
+}
+
+/// Whatever it needs for a repair.
+#[test]
+fn while_a_repair_hangs_questions_are_answered_and_a_stop_keeps_its_deadline() {
+    for program in ["iptables-nft-save", "ip6tables-nft-save", "iptables-nft-restore"] {
+        let mut scene = Scene::begin(&[("HAPROXY_STOP_DEADLINE", "10s")]);
+        let haproxy = scene.instance.current().pid;
+        scene.tell("all", &[program]);
+        scene.host.namespace.run("iptables-nft -t mangle -F");
+        assert_eq!(scene.answers(), "serving", "{program}");
+        scene.instance.log.await_line("was killed");
+        assert_eq!(scene.instance.current().pid, haproxy, "{program}");
+        let answered = get(&scene.host.namespace, "127.0.0.1:8080", "/");
+        assert!(answered.is_answered(), "{program}: {answered:?}");
+        scene.await_stuck();
+        scene.stop_within(Duration::from_secs(10));
+        scene.sweep();
+    }
+}
+
+const INTERCEPT: (&str, &str) = ("HAPROXY_INTERCEPT", "80:8080");
+
+#[test]
+fn while_the_interception_does_not_come_a_stop_is_heard_and_what_haproxy_accepted_is_answered() {
+    let settings = [("HAPROXY_STOP_DEADLINE", "20s"), INTERCEPT];
+    let mut scene = Scene::start(&settings, &["-A PREROUTING .*-TPROXY"]);
+    scene.instance.log.await_line(" ready ");
+    assert_eq!(scene.answers(), "starting");
+    let answered = get(&scene.host.namespace, "127.0.0.1:8080", "/");
+    assert!(answered.is_answered(), "{answered:?}");
+    assert_eq!(scene.stop_within(Duration::from_secs(20)), Some(0));
+    scene.host.state().assert_same_as(&scene.before);
+}
+
+#[test]
+fn an_interception_that_does_not_go_off_delays_neither_answers_nor_the_stop() {
+    let mut scene = Scene::begin(&[("HAPROXY_STOP_DEADLINE", DEADLINE), INTERCEPT]);
+    scene.tell("hang", &["-[DFX] .*-TPROXY"]);
+    let begun = Instant::now();
+    scene.instance.signal(Signal::SIGTERM);
+    assert_eq!(scene.answers(), "stopping");
+    let status = scene.instance.wait(LONG);
+    assert!(begun.elapsed() <= IN_TIME, "it took {:?}", begun.elapsed());
+    assert_eq!(status.code(), Some(70));
+    scene.sweep();
+}
+
+#[test]
+fn a_tear_down_that_hangs_delays_no_answer() {
+    let mut scene = Scene::begin(&[("HAPROXY_STOP_DEADLINE", DEADLINE)]);
+    scene.tell("hang", &["-[DFX] "]);
+    let begun = Instant::now();
+    scene.instance.signal(Signal::SIGTERM);
+    scene.instance.log.await_line(" gone ");
+    assert_eq!(scene.answers(), "stopping");
+    let status = scene.instance.wait(LONG);
+    assert!(begun.elapsed() <= IN_TIME, "it took {:?}", begun.elapsed());
+    assert_eq!(status.code(), Some(70));
+    scene.sweep();
 }
 
 /// With `auto` a sweep comes behind the launch.

@@ -70,6 +70,9 @@ pub struct GenerationStatus {
     pub since: String,
     /// Connections of clients; `null` where the kernel does not let us look.
     pub connections: Option<u64>,
+    /// In seconds, where they could not be counted anew within the time for an answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections_age_s: Option<u64>,
     /// When it will be ended.
     pub deadline: Option<String>,
 }
@@ -243,6 +246,9 @@ impl fmt::Display for GenerationStatus {
         }
         if let Some(connections) = self.connections {
             write!(f, ", {connections} connection{}", if connections == 1 { "" } else { "s" })?;
+        }
+        if let Some(age) = self.connections_age_s {
+            write!(f, " ({age}s ago)")?;
         }
         if let Some(deadline) = &self.deadline {
             write!(f, ", cut at {deadline} at the latest")?;

@@ -115,6 +115,7 @@ mod tests {
             state: "draining".to_owned(),
             since: String::new(),
             connections: Some(2),
+            connections_age_s: None,
             deadline: Some("2026-11-21T10:00:00Z".to_owned()),
         };
         let oldest = vec![session("10.1.0.2:4711", 7384), session("[fd00::2]:9", 3)];

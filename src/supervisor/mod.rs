@@ -1,6 +1,7 @@
 //! The life of the container: `lifecycle` decides, `run` acts, `boot` is what comes before.
 
 pub mod boot;
+mod census;
 pub mod deadlines;
 mod drift;
 mod generations;

@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
 use super::lifecycle::Event;
-use super::run::Supervisor;
+use super::run::{Message, Supervisor};
 use crate::handover::takeover::door::{Knock, Visit};
 use crate::handover::takeover::marks::{self, Mark};
 use crate::handover::takeover::protocol::{Answer, Caller, Name};
@@ -55,7 +55,18 @@ impl Supervisor {
         self.event(Event::ReserveWanted);
     }
 
-    fn asked_to_retire(&mut self, visit: Visit, answers: mpsc::UnboundedSender<Answer>) {
+    fn asked_to_retire(&self, visit: Visit, answers: mpsc::UnboundedSender<Answer>) {
+        let (sessions, told) = (self.all_connections(), answers.clone());
+        let counted = async move { Message::MayRetire(visit, told, sessions.await) };
+        self.beside(counted, Message::MayRetire(visit, answers, None));
+    }
+
+    pub(super) fn retire(
+        &mut self,
+        visit: Visit,
+        answers: mpsc::UnboundedSender<Answer>,
+        sessions: Option<u64>,
+    ) {
         let Some(guest) = self.guest.as_ref().filter(|guest| guest.visit == visit) else {
             let reason = "it was not asked to hold still first".to_owned();
             let _ = answers.send(Answer::Refused { reason, by: None });
@@ -72,7 +83,6 @@ impl Supervisor {
         if let Err(error) = marks::write(Path::new(RUN_DIRECTORY), &mark) {
             warn!("{error:#}; if this container is started again, it may not know");
         }
-        let sessions = self.sessions();
         let _ = answers.send(Answer::Draining { sessions });
         self.watchers.push(answers);
         self.event(Event::Relieved);
@@ -96,8 +106,11 @@ impl Supervisor {
         }
     }
 
-    /// Connections of clients, if all of them can be counted.
-    pub(super) fn sessions(&self) -> Option<u64> {
-        self.status().generations.iter().map(|generation| generation.connections).sum()
+    pub(super) fn tell_watchers_of_sessions(&self) {
+        if !self.watchers.is_empty() {
+            let sessions = self.all_connections();
+            let counted = async move { Message::Draining(sessions.await) };
+            self.beside(counted, Message::Draining(None));
+        }
     }
 }

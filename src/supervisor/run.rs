@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
+use super::census::Census;
 use super::drift::{Drift, Look};
 use super::generations::Running;
 use super::guarding::{Came, Policy, Raising};
@@ -33,7 +34,7 @@ use crate::handover::fitness::unfit;
 use crate::handover::guard::{Guard, Outcome};
 use crate::handover::receipt::Receipt;
 use crate::handover::reload::HandedOver;
-use crate::handover::takeover::door::{Facts, Knock};
+use crate::handover::takeover::door::{Facts, Knock, Visit};
 use crate::handover::takeover::find::{Found, Hindered};
 use crate::handover::takeover::predecessor::Told;
 use crate::handover::takeover::protocol;
@@ -108,6 +109,12 @@ pub(super) enum Message {
     Looked(Look),
     /// Another process may have begun to listen where we do.
     LookBeside,
+    /// A successor may relieve us; these connections are left.
+    MayRetire(Visit, mpsc::UnboundedSender<protocol::Answer>, Option<u64>),
+    /// So many are left to the generations that drain.
+    Draining(Option<u64>),
+    /// It is told which sessions that generation has: now they may be cut.
+    Counted(GenerationId),
     /// The end: what the tear-down came to.
     TornDown {
         status: u8,
@@ -152,7 +159,8 @@ pub struct Supervisor {
     pub(super) drift: Drift,
     pub(super) identity: Identity,
     pub(super) limits: Limits,
-    pub(super) metrics: Metrics,
+    pub(super) metrics: Rc<Metrics>,
+    pub(super) census: Census,
     pub(super) log: Log,
     pub(super) started: SystemTime,
     pub(super) door: Door,
@@ -278,7 +286,8 @@ impl Supervisor {
             drift: Drift::default(),
             identity,
             limits,
-            metrics,
+            metrics: Rc::new(metrics),
+            census: Census::default(),
             log,
             started: SystemTime::now(),
             door,
@@ -434,6 +443,11 @@ impl Supervisor {
             }
             Message::Looked(look) => self.looked(look),
             Message::LookBeside => self.warn_of_others_beside(),
+            Message::MayRetire(visit, answers, sessions) => self.retire(visit, answers, sessions),
+            Message::Draining(sessions) => {
+                self.tell_watchers(&protocol::Answer::Draining { sessions });
+            }
+            Message::Counted(id) => self.cut(id),
             Message::TornDown { status, took, torn_down } => {
                 return Some(self.torn_down(status, took, torn_down));
             }
@@ -470,16 +484,11 @@ impl Supervisor {
     fn asked(&mut self, asked: Asked) {
         let Asked { request, answer } = asked;
         match request {
-            Request::Status => {
-                // Whoever asked may have left; so for every answer below.
-                let _ = answer.send(Answer::Status(Box::new(self.status())));
-            }
+            Request::Status => self.answer_status(answer),
             Request::Health => {
                 self.answer_health(answer);
             }
-            Request::Metrics => {
-                let _ = answer.send(self.measure());
-            }
+            Request::Metrics => self.answer_metrics(answer),
             Request::Sessions => self.answer_sessions(answer),
             Request::Runtime { generation, words } => {
                 self.answer_runtime(generation, &words, answer);
@@ -491,6 +500,7 @@ impl Supervisor {
             }
             Request::Stop => {
                 info!("stop asked for over the control socket");
+                // Whoever asked may have left.
                 let _ = answer.send(Answer::Stopping);
                 let stop = super::lifecycle::Stop::Graceful;
                 self.event(Event::StopWanted(stop));
@@ -517,10 +527,7 @@ impl Supervisor {
         self.perform(actions);
         if let Event::Exited(id, _) | Event::Blocked(id, _) = event {
             self.forget(id);
-            if !self.watchers.is_empty() {
-                let sessions = self.sessions();
-                self.tell_watchers(&protocol::Answer::Draining { sessions });
-            }
+            self.tell_watchers_of_sessions();
         }
         self.save_what_serves();
         let state = self.lifecycle.state();
@@ -597,7 +604,7 @@ impl Supervisor {
                 Action::WatchListeners(id) => self.watch_listeners(id),
                 Action::LowerGuard(id) => self.lower_guard(id),
                 Action::Drain(id) => self.drain(id),
-                Action::Terminate(id) => self.cut(id),
+                Action::Terminate(id) => self.prepare_cut(id),
                 Action::Kill(id) => self.kill(id),
                 Action::Pause(id) => self.signal(id, Signal::TTOU, "paused accepting"),
                 Action::Resume(id) => self.signal(id, Signal::TTIN, "resumed accepting"),

@@ -8,10 +8,11 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::generations::Running;
 use super::lifecycle::Phase;
@@ -21,17 +22,20 @@ use crate::haproxy::insider::Insider;
 use crate::haproxy::runtime_api::each_line;
 use crate::haproxy::session::{Oldest, Session, canonical};
 use crate::listeners::socket_table;
+use crate::process::aside::aside;
 
 /// Of each generation the oldest are told of.
 const MOST: usize = 1000;
 /// HAProxy needs a second for a hundred thousand.
 const SHOW_LIMIT: Duration = Duration::from_secs(4);
+/// And the kernel less.
+const SILENCE_LIMIT: Duration = Duration::from_millis(500);
 
 impl Supervisor {
     pub(super) fn answer_sessions(&self, answer: oneshot::Sender<Answer>) {
         const COMMAND: &str = "show sess";
         let phases = self.lifecycle.generations().map(|(id, phase, ..)| (id, phase));
-        let mut asked = Vec::new();
+        let (mut asked, mut statuses) = (Vec::new(), Vec::new());
         for ((id, phase), status) in phases.zip(self.status().generations) {
             let Some(running) = self.generations.get(&id) else { continue };
             let oldest = Rc::new(RefCell::new(Oldest::of_all(MOST)));
@@ -48,15 +52,21 @@ impl Supervisor {
                     each_line(&socket, COMMAND.as_bytes(), SHOW_LIMIT, look).await
                 };
                 let oldest = oldest.replace(Oldest::of_all(0));
-                (answered.map(|()| (oldest.count, oldest.sessions())), status)
+                answered.map(|()| (oldest.count, oldest.sessions()))
             });
+            statuses.push(status);
         }
+        let (count, asked_at) = (self.count(), Instant::now());
         tokio::task::spawn_local(async move {
-            let answered = join_all(asked).await;
-            let shown = answered.iter().filter_map(|(found, _)| found.as_ref().ok());
+            let (found, count) = tokio::join!(join_all(asked), count);
+            count.fill(&mut statuses, asked_at);
+            let shown = found.iter().filter_map(|found| found.as_ref().ok());
             let shown = shown.flat_map(|(_, sessions)| sessions).filter_map(Session::address);
-            let silent = silent(&shown.collect());
-            let told = answered.into_iter().map(|(found, status)| told(found, status, &silent));
+            let shown: HashSet<SocketAddr> = shown.collect();
+            // Where there is no thread, or the kernel takes too long, it is not known.
+            let silent = timeout(SILENCE_LIMIT, aside(move || silent(&shown))).await;
+            let silent = silent.map(Result::unwrap_or_default).unwrap_or_default();
+            let told = found.into_iter().zip(statuses).map(|(found, of)| told(found, of, &silent));
             // Whoever asked may have left.
             let _ = answer.send(Answer::Sessions { generations: told.collect() });
         });

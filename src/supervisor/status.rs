@@ -1,6 +1,7 @@
 //! What `hapilot status` and `hapilot health` are told.
 
 use std::collections::HashSet;
+use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::oneshot;
@@ -14,9 +15,7 @@ use crate::control::protocol::{
 };
 use crate::haproxy::runtime_api::{LIMIT, ask};
 use crate::listeners::compare::Seen;
-use crate::listeners::socket_table::{Connection, established};
 use crate::process::descriptors;
-use crate::process::procfs::socket_inodes;
 
 /// As the configuration names them.
 pub(super) fn inherited() -> Vec<String> {
@@ -48,15 +47,35 @@ impl Supervisor {
         });
     }
 
-    pub(super) fn measure(&self) -> Answer {
+    pub(super) fn answer_metrics(&self, answer: oneshot::Sender<Answer>) {
         let log_dropped = self.log.dropped_so_far() + self.syslog.lost();
         let beside = Beside { since: epoch(self.started), log_dropped };
-        match self.metrics.text(&self.status(), beside) {
-            Ok(text) => Answer::Metrics { text },
-            Err(error) => Answer::Error { message: format!("{error:#}") },
+        let (status, metrics) = (self.counted_status(), Rc::clone(&self.metrics));
+        tokio::task::spawn_local(async move {
+            let _ = answer.send(match metrics.text(&status.await, beside) {
+                Ok(text) => Answer::Metrics { text },
+                Err(error) => Answer::Error { message: format!("{error:#}") },
+            });
+        });
+    }
+
+    pub(super) fn answer_status(&self, answer: oneshot::Sender<Answer>) {
+        let status = self.counted_status();
+        tokio::task::spawn_local(async move {
+            let _ = answer.send(Answer::Status(Box::new(status.await)));
+        });
+    }
+
+    pub(super) fn counted_status(&self) -> impl Future<Output = Status> + use<> {
+        let asked_at = Instant::now();
+        let (mut status, count) = (self.status(), self.count());
+        async move {
+            count.await.fill(&mut status.generations, asked_at);
+            status
         }
     }
 
+    /// But for what has to be counted.
     pub(super) fn status(&self) -> Status {
         let clock = Clock::now();
         Status {
@@ -105,11 +124,6 @@ impl Supervisor {
     }
 
     fn generation_statuses(&self, clock: &Clock) -> Vec<GenerationStatus> {
-        let ports = self.client_ports();
-        let table = established().unwrap_or_else(|error| {
-            tracing::warn!("connections are not counted: {error:#}");
-            Vec::new()
-        });
         self.lifecycle
             .generations()
             .map(|(id, phase, since, deadline)| {
@@ -121,7 +135,8 @@ impl Supervisor {
                     pid,
                     state: phase.as_str().to_owned(),
                     since: clock.at(since),
-                    connections: serving_pid.and_then(|pid| connections(pid, &ports, &table)),
+                    connections: None,
+                    connections_age_s: None,
                     deadline: deadline.map(|at| clock.at(at)),
                 }
             })
@@ -153,14 +168,6 @@ impl Supervisor {
 /// As Prometheus writes times: seconds, with fractions.
 pub(super) fn epoch(time: SystemTime) -> f64 {
     time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
-}
-
-/// Connections of clients that a process holds; `None` where we may not look at its descriptors
-/// (it changed its user, and `CAP_SYS_PTRACE` is not ours).
-fn connections(pid: i32, ports: &HashSet<u16>, table: &[Connection]) -> Option<u64> {
-    let inodes = socket_inodes(pid).ok()?;
-    let held = |c: &&Connection| ports.contains(&c.local_port) && inodes.contains(&c.inode);
-    u64::try_from(table.iter().filter(held).count()).ok()
 }
 
 /// Turns the monotonic instants that we decide by into times of day for people.

@@ -332,6 +332,7 @@ mod tests {
             state: state.to_owned(),
             since: String::new(),
             connections,
+            connections_age_s: None,
             deadline: None,
         };
         Status {

@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::task::JoinHandle;
+use tokio::time::timeout_at;
 
 use super::SYN_LIMIT;
 use super::queue::Queue;
 use crate::fault::{self, Point};
 use crate::host::barrier::{Barrier, Fate, Site};
 use crate::listeners::socket_table::{half_open, listening};
+use crate::process::aside::aside;
 
 /// Then the guard is lowered, whatever it waits for.
 const MOST_HELD: usize = 4096;
@@ -88,7 +90,14 @@ impl Held {
             if left == 0 {
                 return Ok(count);
             }
-            let room = if Instant::now() < until { room(ports) } else { left };
+            let ports = ports.clone();
+            let room = if Instant::now() < until {
+                // A look that cannot be had, or not in time, holds nobody back.
+                let room = timeout_at(until.into(), aside(move || room(&ports))).await;
+                room.map_or(left, |room| room.unwrap_or(left))
+            } else {
+                left
+            };
             let some: Vec<u32> = self.packets.borrow_mut().drain(..left.min(room)).collect();
             for packet in some {
                 self.queue.repeat(packet).context("let a held packet through")?;

@@ -57,7 +57,7 @@ pub struct Barrier {
     debts: Debts,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Means {
     Chain(InChain),
     Table(InTable),
@@ -72,13 +72,17 @@ impl Barrier {
         fate: Fate,
         expiry: Duration,
     ) -> Result<Self> {
-        fault::at(Point::RaiseBarrier)?;
         match site.backend {
             Some(Backend::Iptables(program)) => {
                 Self::make(site, InChain::new(site, program, ports, fate, expiry)).await
             }
             Some(Backend::Nftables) => {
-                Ok(Self::of(site, Means::Table(InTable::raise(site, ports, fate, expiry)?)))
+                let (of, ports) = (site.clone(), ports.clone());
+                let raise = move || {
+                    fault::at(Point::RaiseBarrier)?;
+                    InTable::raise(&of, &ports, fate, expiry)
+                };
+                Ok(Self::of(site, Means::Table(aside(raise).await.flatten()?)))
             }
             None => bail!("no firewall works here"),
         }
@@ -86,13 +90,17 @@ impl Barrier {
 
     /// Only for the sweep to find; no packet comes here.
     pub async fn note(site: &Site, migration: Migration) -> Result<Self> {
-        fault::at(Point::RaiseBarrier)?;
         match site.backend {
             Some(Backend::Iptables(program)) => {
                 Self::make(site, InChain::note(site, program, migration)).await
             }
             Some(Backend::Nftables) => {
-                Ok(Self::of(site, Means::Table(InTable::note(site, migration)?)))
+                let of = site.clone();
+                let note = move || {
+                    fault::at(Point::RaiseBarrier)?;
+                    InTable::note(&of, migration)
+                };
+                Ok(Self::of(site, Means::Table(aside(note).await.flatten()?)))
             }
             None => bail!("no firewall works here"),
         }
@@ -104,8 +112,12 @@ impl Barrier {
 
     async fn make(site: &Site, chain: InChain) -> Result<Self> {
         let mut barrier = Self::of(site, Means::Chain(chain.clone()));
-        barrier.debts.owe(&barrier.undos());
-        match aside(move || chain.make()).await.flatten() {
+        barrier.debts.owe(&barrier.means.undos());
+        let make = move || {
+            fault::at(Point::RaiseBarrier)?;
+            chain.make()
+        };
+        match aside(make).await.flatten() {
             Ok(()) => Ok(barrier),
             Err(error) => {
                 if let Err(more) = barrier.lower().await {
@@ -118,25 +130,18 @@ impl Barrier {
 
     /// SYNs that were dropped.
     pub async fn dropped(&self) -> Result<u64> {
-        match &self.means {
-            Means::Chain(chain) => {
-                let chain = chain.clone();
-                aside(move || chain.dropped()).await?
-            }
-            Means::Table(table) => table.dropped(),
-        }
+        let means = self.means.clone();
+        aside(move || means.dropped()).await.flatten()
     }
 
     /// From here on no packet is stopped.
     pub async fn open(&mut self) -> Result<()> {
-        let opened = match (fault::at(Point::OpenBarrier), &self.means) {
-            (Err(error), _) => Err(error.into()),
-            (Ok(()), Means::Chain(chain)) => {
-                let chain = chain.clone();
-                aside(move || chain.open()).await.flatten()
-            }
-            (Ok(()), Means::Table(table)) => table.open(),
+        let means = self.means.clone();
+        let open = move || {
+            fault::at(Point::OpenBarrier)?;
+            means.open()
         };
+        let opened = aside(open).await.flatten();
         if opened.is_ok() { Ok(()) } else { self.lower().await }
     }
 
@@ -146,23 +151,45 @@ impl Barrier {
         if !self.up {
             return Ok(());
         }
-        fault::at(Point::LowerBarrier)?;
-        match &self.means {
-            Means::Chain(chain) => {
-                let chain = chain.clone();
-                aside(move || chain.lower()).await.flatten()?;
-            }
-            Means::Table(table) => table.lower()?,
-        }
+        let means = self.means.clone();
+        let lower = move || {
+            fault::at(Point::LowerBarrier)?;
+            means.lower()
+        };
+        aside(lower).await.flatten()?;
         self.up = false;
-        self.debts.paid(&self.undos());
+        self.debts.paid(&self.means.undos());
         Ok(())
+    }
+}
+
+/// Their calls wait for programs, or for the kernel: it has one lock for all changes of nftables.
+impl Means {
+    fn dropped(&self) -> Result<u64> {
+        match self {
+            Self::Chain(chain) => chain.dropped(),
+            Self::Table(table) => table.dropped(),
+        }
+    }
+
+    fn open(&self) -> Result<()> {
+        match self {
+            Self::Chain(chain) => chain.open(),
+            Self::Table(table) => table.open(),
+        }
+    }
+
+    fn lower(&self) -> Result<()> {
+        match self {
+            Self::Chain(chain) => chain.lower(),
+            Self::Table(table) => table.lower(),
+        }
     }
 
     fn undos(&self) -> Vec<Undo> {
-        match &self.means {
-            Means::Chain(chain) => chain.undos(),
-            Means::Table(table) => table.undos(),
+        match self {
+            Self::Chain(chain) => chain.undos(),
+            Self::Table(table) => table.undos(),
         }
     }
 }

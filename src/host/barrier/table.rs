@@ -16,7 +16,7 @@ use crate::host::nftables::{Chain, Change, Kind, Nftables, Rule, Table};
 use crate::host::record::Migration;
 use crate::host::step::Undo;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct InTable {
     nftables: Nftables,
     table: Table,

@@ -1,5 +1,5 @@
 //! The steps of start, reload, take-over and stop, and a switch by which a test makes one of them
-//! fail, hang, or stand still to be killed there: `HAPILOT_FAULT=lease@1=fail`, for the first time
+//! fail, hang, panic, or stand still to be killed there: `HAPILOT_FAULT=lease@1=fail`, for the first time
 //! that the step is come to, `lease@*=fail` for each time. Each step that is come to is told on stderr: so a test learns them all.
 //!
 //! Builds without `debug_assertions`, which every release is, have no such switch.
@@ -107,6 +107,7 @@ mod switch {
     use std::collections::BTreeMap;
     use std::io;
     use std::os::fd::AsFd;
+    use std::panic::panic_any;
     use std::sync::{Mutex, OnceLock, PoisonError};
 
     use super::Point;
@@ -120,6 +121,8 @@ mod switch {
         Hang,
         /// As a hang for everybody, not only for whoever waits for this step.
         Halt,
+        /// As a bug of hapilot's would end it.
+        Panic,
     }
 
     /// Who is to have which fault: `None` lets everything pass and only tells.
@@ -139,6 +142,7 @@ mod switch {
                 "fail" => Some(Fault::Fail),
                 "hang" => Some(Fault::Hang),
                 "halt" => Some(Fault::Halt),
+                "panic" => Some(Fault::Panic),
                 _ => None,
             };
             Some(fault.map(|fault| (step.to_owned(), fault)))
@@ -182,6 +186,7 @@ mod switch {
             None => Ok(()),
             Some((step, Fault::Fail)) => Err(failed(&step)),
             Some((_, Fault::Hang | Fault::Halt)) => stand_still(),
+            Some((step, Fault::Panic)) => panic_any(failed(&step).to_string()),
         }
     }
 
@@ -202,6 +207,7 @@ mod switch {
             Some((step, Fault::Fail)) => Err(failed(&step)),
             Some((_, Fault::Hang)) => std::future::pending().await,
             Some((_, Fault::Halt)) => stand_still(),
+            Some((step, Fault::Panic)) => panic_any(failed(&step).to_string()),
         }
     }
 }

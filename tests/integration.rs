@@ -22,6 +22,7 @@ mod master_worker;
 mod metrics;
 mod nonsense;
 mod ownership;
+mod panics;
 mod pid1;
 mod reload;
 mod rights;

@@ -350,3 +350,46 @@ fn a_sweep_that_hangs_while_haproxy_serves_delays_no_answer_and_no_stop() {
     assert_eq!(scene.stop_within(IN_TIME), Some(0));
     scene.host.state().assert_same_as(&scene.before);
 }
+
+/// Where the kernel does not let a thread go: all changes of nftables wait for one lock.
+#[test]
+fn while_the_kernel_keeps_a_change_of_nftables_waiting_all_goes_on() {
+    let host = Host::alone();
+    let before = host.state();
+    let file = host.write("haproxy.cfg", &config(""));
+    for (step, state) in [("raise-barrier@1", "reloading"), ("undo@1", "stopping")] {
+        let fault = ("HAPILOT_FAULT", &*format!("{step}=hang"));
+        let settings = [
+            fault,
+            ("HAPROXY_FIREWALL", "nftables"),
+            ("HAPROXY_RELOAD_GUARD", "drop"),
+            ("HAPROXY_STOP_DEADLINE", DEADLINE),
+        ];
+        host.write("haproxy.cfg", &config(""));
+        let spec = host.container("hapilot").config(&file).envs(&settings);
+        let mut hapilot = spec.start().serving();
+        let first = hapilot.current();
+        let begun = Instant::now();
+        host.write("haproxy.cfg", &config("interface lo"));
+        let stops = state == "stopping";
+        hapilot.signal(if stops { Signal::SIGTERM } else { Signal::SIGHUP });
+        hapilot.log.await_line(&format!("fault: Hang {step}"));
+        let socket = hapilot.run_directory().join(SOCKET);
+        let ask = |request| Client::connect(&socket).unwrap().ask(&request, Some(AT_ONCE)).unwrap();
+        let Answer::Status(status) = ask(Request::Status) else { panic!("no status") };
+        assert_eq!(status.state, state, "{step}");
+        let Answer::Health { .. } = ask(Request::Health) else { panic!("no health") };
+        let begun = if stops {
+            begun
+        } else {
+            // Without a guard, after some seconds.
+            drop(hapilot.await_successor(&first));
+            hapilot.signal(Signal::SIGTERM);
+            Instant::now()
+        };
+        hapilot.wait(LONG);
+        assert!(begun.elapsed() <= IN_TIME, "{step}: it took {:?}", begun.elapsed());
+        host.container("sweep").args(&["sweep"]).finish().assert_code(0);
+        host.state().assert_same_as(&before);
+    }
+}

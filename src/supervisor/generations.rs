@@ -13,7 +13,7 @@ use tracing::{debug, error, info, warn};
 
 use super::guarding::Guarded;
 use super::lifecycle::{Event, Phase, Sharing, StateName, Why};
-use super::run::{Message, Supervisor, milliseconds};
+use super::run::{Message, Supervisor, beside, milliseconds};
 use crate::handover::reload::{HandedOver, carry, prepare, servers_of};
 use crate::handover::saved::Saved;
 use crate::haproxy::configuration_files::{Copies, texts};
@@ -193,8 +193,7 @@ impl Supervisor {
             self.generations.insert(id, running);
             return self.launch(id);
         }
-        let messages = self.messages.clone();
-        running.tasks.push(tokio::task::spawn_local(async move {
+        let prepared = async move {
             let mut known = Servers::default();
             for old in olds {
                 match prepare(&old).await {
@@ -206,8 +205,10 @@ impl Supervisor {
                     ),
                 }
             }
-            let _ = messages.send(Message::Prepared(id, known));
-        }));
+            Message::Prepared(id, known)
+        };
+        let or = Message::Prepared(id, Servers::default());
+        running.tasks.push(self.beside(prepared, or));
         self.generations.insert(id, running);
     }
 
@@ -280,20 +281,18 @@ impl Supervisor {
             Err(error) => error!(generation = id.number(), "{error:#}"),
         }
         let messages = self.messages.clone();
-        running.tasks.push(tokio::task::spawn_local(async move {
+        let answered = async move {
             let answering = tokio::select! {
                 answering = ready(&runtime_socket, pid) => answering,
-                () = starved() => {
-                    let _ = messages.send(Message::Starved(id));
-                    return;
-                }
+                () = starved() => return Message::Starved(id),
             };
             if answering != pid {
                 let _ = messages.send(Message::Worker(id, Handle::of_child(answering, pid)));
             }
             let listeners = listeners(&runtime_socket).await;
-            let _ = messages.send(Message::Ready(id, listeners));
-        }));
+            Message::Ready(id, listeners)
+        };
+        running.tasks.push(beside(&self.messages, answered, Message::Unready(id)));
         running.pid = Some(pid);
         running.handle = Some(handle);
     }
@@ -339,13 +338,13 @@ impl Supervisor {
         let (Some((old, born)), Some(running)) = (old, self.generations.get_mut(&to)) else {
             return;
         };
-        let (messages, new) = (self.messages.clone(), running.runtime_socket.clone());
-        let since = running.since;
-        running.tasks.push(tokio::task::spawn_local(async move {
+        let (new, since) = (running.runtime_socket.clone(), running.since);
+        let carried = async move {
             let born = born.borrow().clone();
-            let handed_over = carry(&old, &new, born.as_deref(), since).await;
-            let _ = messages.send(Message::HandedOver(to, handed_over));
-        }));
+            Message::HandedOver(to, carry(&old, &new, born.as_deref(), since).await)
+        };
+        let or = Message::HandedOver(to, HandedOver::default());
+        running.tasks.push(beside(&self.messages, carried, or));
     }
 
     /// All that follows without its listeners is there, or will not come.
@@ -447,18 +446,19 @@ impl Supervisor {
         let exit = if running.rejected { Exit::Code(1) } else { exit };
         running.handle = None;
         running.tasks.drain(..).for_each(|task| task.abort());
-        let (output, messages) = (running.output.take(), self.messages.clone());
+        let output = running.output.take();
         if running.ready_after.is_some() {
             // Somebody else has to serve at once; its last words are logged when they are read.
             return self.send(Message::Event(Event::Exited(id, exit)));
         }
         // Why it could not start belongs before the news that it could not.
-        tokio::task::spawn_local(async move {
+        let heard = async move {
             if let Some(output) = output {
                 let _ = tokio::time::timeout(LAST_WORDS, output).await;
             }
-            let _ = messages.send(Message::Event(Event::Exited(id, exit)));
-        });
+            Message::Event(Event::Exited(id, exit))
+        };
+        self.beside(heard, Message::Event(Event::Exited(id, exit)));
     }
 
     pub(super) fn forget(&mut self, id: GenerationId) {

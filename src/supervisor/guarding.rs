@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use super::lifecycle::{Event, Sharing};
-use super::run::{Message, Supervisor};
+use super::run::{Message, Supervisor, beside};
 use crate::handover::guard::{Guard, Outcome, migrates, wait};
 use crate::handover::receipt::Receipt;
 use crate::handover::strategy::{Facts, Kind, Question, Strategy, strategy};
@@ -229,7 +230,12 @@ impl Supervisor {
             if let Some(lowering) = lowering {
                 let _ = lowering.await;
             }
-            let raised = Raised::first(&kinds, &site, &ports, &is_wanted).await;
+            let raised = Raised::first(&kinds, &site, &ports, &is_wanted);
+            let raised = AssertUnwindSafe(raised).catch_unwind().await;
+            let raised = raised.unwrap_or_else(|_| Raised {
+                guard: None,
+                warnings: vec!["hapilot failed to raise a guard, which is a bug".to_owned()],
+            });
             let _ = messages.send(Message::Raised(id));
             raised
         });
@@ -258,61 +264,64 @@ impl Supervisor {
 
     fn await_settled(&mut self, id: GenerationId) {
         let Some(running) = self.generations.get_mut(&id) else { return };
-        let messages = self.messages.clone();
-        let settled = move |came| drop(messages.send(Message::Settled(id, came)));
         match (&self.guard, running.guarded.strategy.clone()) {
             (Some(guard), Some(Strategy { going, ports, .. })) if guard.kind() != Kind::Migrate => {
                 let (full, deadline) = (guard.fullness(), guard.deadline());
                 let now = Instant::now();
                 let half_way = now + deadline.saturating_duration_since(now) / 2;
-                running.tasks.push(tokio::task::spawn_local(async move {
-                    settled(wait::settled(&going, &ports, full, half_way).await.into());
-                }));
+                let settled = async move {
+                    let came = wait::settled(&going, &ports, full, half_way).await;
+                    Message::Settled(id, came.into())
+                };
+                let or = Message::Settled(id, Came::Not);
+                running.tasks.push(beside(&self.messages, settled, or));
             }
             // What is under way there migrates, and without a guard there is nothing to wait for.
-            _ => settled(Came::InTime),
+            _ => self.send(Message::Settled(id, Came::InTime)),
         }
     }
 
     pub(super) fn watch_listeners(&mut self, id: GenerationId) {
         let Some(running) = self.generations.get_mut(&id) else { return };
-        let messages = self.messages.clone();
-        let report = move |came| drop(messages.send(Message::ListenersGone(id, came)));
         let (Some(guard), Some(strategy)) = (&self.guard, running.guarded.strategy.clone()) else {
-            return report(Came::InTime);
+            return self.send(Message::ListenersGone(id, Came::InTime));
         };
         let (full, deadline) = (guard.fullness(), guard.deadline());
         let migrates = guard.kind() == Kind::Migrate;
-        running.tasks.push(tokio::task::spawn_local(async move {
+        let gone = async move {
             let Strategy { going, ports, .. } = strategy;
             let mut came = wait::gone(&going, full, deadline).await;
             if came && migrates {
                 came = wait::handshakes_over(&ports, deadline).await;
             }
-            report(came.into());
-        }));
+            Message::ListenersGone(id, came.into())
+        };
+        let or = Message::ListenersGone(id, Came::Not);
+        running.tasks.push(beside(&self.messages, gone, or));
     }
 
     /// Also one that is not up yet.
     pub(super) fn lower_guard(&mut self, id: GenerationId) {
-        let messages = self.messages.clone();
         let (guard, raising) = (self.guard.take(), self.raising.take());
         if let Some(raising) = &raising {
             raising.wanted.set(false);
         }
         // Not one of the generation's tasks: what is held is let through even if that one dies.
-        self.lowering = Some(tokio::task::spawn_local(async move {
+        let lowered = async move {
             let guard = match raising {
                 Some(raising) => raising.task.await.unwrap_or_default().guard,
                 None => guard,
             };
             let Some(guard) = guard else {
-                return drop(messages.send(Message::Event(Event::GuardDone(id))));
+                return Message::Event(Event::GuardDone(id));
             };
             let lowered = guard.lower().await;
             info!(generation = id.number(), "guard lowered");
-            let _ = messages.send(Message::GuardDone(id, lowered.finish().await));
-        }));
+            Message::GuardDone(id, lowered.finish().await)
+        };
+        let failures = vec!["hapilot failed to lower a guard, which is a bug".to_owned()];
+        let or = Message::GuardDone(id, Outcome { failures, ..Outcome::default() });
+        self.lowering = Some(self.beside(lowered, or));
     }
 
     /// For as long as `limit`: what is up then is among the debts.

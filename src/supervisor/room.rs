@@ -87,11 +87,12 @@ impl Supervisor {
             return self.send(Message::Room(Event::RoomSettled, Came::Not));
         };
         let (full, Strategy { going, ports, .. }) = (guard.fullness(), room.strategy.clone());
-        let (until, messages) = (room.until, self.messages.clone());
-        tokio::task::spawn_local(async move {
+        let until = room.until;
+        let settled = async move {
             let came = wait::settled(&going, &ports, full, until).await;
-            let _ = messages.send(Message::Room(Event::RoomSettled, came.into()));
-        });
+            Message::Room(Event::RoomSettled, came.into())
+        };
+        self.beside(settled, Message::Room(Event::RoomSettled, Came::Not));
     }
 
     pub(super) fn room_news(&mut self, event: Event, came: Came) -> Event {
@@ -123,21 +124,22 @@ impl Supervisor {
             warn!("{doubt}");
             room.doubts.push(doubt);
         }
-        let (going, messages) = (room.strategy.going.clone(), self.messages.clone());
-        tokio::task::spawn_local(async move {
+        let going = room.strategy.going.clone();
+        let freed = async move {
             let came = wait::gone(&going, || false, until).await;
-            let _ = messages.send(Message::Room(Event::RoomFreed, came.into()));
-        });
+            Message::Room(Event::RoomFreed, came.into())
+        };
+        self.beside(freed, Message::Room(Event::RoomFreed, Came::Not));
     }
 
     pub(super) fn await_return(&mut self) {
         let until = Instant::now() + self.limits.room / 2;
         let going = self.taking_over.room.as_ref().map(|room| room.strategy.going.clone());
-        let (going, messages): (BTreeSet<u64>, _) =
-            (going.unwrap_or_default(), self.messages.clone());
-        tokio::task::spawn_local(async move {
+        let going: BTreeSet<u64> = going.unwrap_or_default();
+        let returned = async move {
             let came = wait::back(&going, until).await;
-            let _ = messages.send(Message::Room(Event::RoomReturned, came.into()));
-        });
+            Message::Room(Event::RoomReturned, came.into())
+        };
+        self.beside(returned, Message::Room(Event::RoomReturned, Came::Not));
     }
 }

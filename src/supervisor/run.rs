@@ -19,7 +19,7 @@ use super::census::Census;
 use super::drift::{Drift, Look};
 use super::generations::Running;
 use super::guarding::{Came, Policy, Raising};
-use super::lifecycle::{Action, Event, Lifecycle, Limits, StateName};
+use super::lifecycle::{Action, Event, Lifecycle, Limits, Phase, StateName};
 use super::neighbours::Neighbours;
 use super::reaper::reap;
 use super::relief::Guest;
@@ -81,9 +81,11 @@ pub(super) enum Message {
     /// Another process than the one that was launched answered for it: its worker.
     Worker(GenerationId, anyhow::Result<Handle>),
     WorkerEnded(GenerationId),
-    /// What follows beside the listeners.
+    /// It will never be known whether that one is ready.
+    Unready(GenerationId),
     /// It waits for threads that it cannot have.
     Starved(GenerationId),
+    /// What follows beside the listeners.
     HandedOver(GenerationId, HandedOver),
     /// A guard is up, or none could be raised.
     Raised(GenerationId),
@@ -216,13 +218,18 @@ pub struct Requests {
 }
 
 /// Runs until everything is given back; the answer is the exit status.
-pub async fn run(setting: Setting, requests: Requests) -> u8 {
+pub async fn run(setting: Setting, mut requests: Requests) -> u8 {
     let (mut supervisor, first) = Supervisor::new(setting);
-    let served = AssertUnwindSafe(supervisor.serve(first, requests)).catch_unwind().await;
-    let Ended { status, hangs } = match served {
-        Ok(ended) => ended,
-        // The panic is on stderr; the host is given back all the same.
-        Err(_) => supervisor.abandon().await,
+    supervisor.watch_host();
+    let Ended { status, hangs } = match supervisor.survive(first, &mut requests).await {
+        Some(ended) => ended,
+        None => {
+            let rest = supervisor.salvage();
+            match supervisor.survive(rest, &mut requests).await {
+                Some(ended) => ended,
+                None => supervisor.abandon().await,
+            }
+        }
     };
     if hangs {
         error!("a change of the host hangs: what is left of it is swept by this process anew");
@@ -238,6 +245,21 @@ struct Ended {
     status: u8,
     /// A thread is still changing the host.
     hangs: bool,
+}
+
+/// Runs beside the loop and ends as a message; where it panics, as the other one: nothing waits for a
+/// message that does not come. The panic is on stderr.
+pub(super) fn beside(
+    messages: &mpsc::UnboundedSender<Message>,
+    task: impl Future<Output = Message> + 'static,
+    or: Message,
+) -> JoinHandle<()> {
+    let messages = messages.clone();
+    tokio::task::spawn_local(async move {
+        let message = AssertUnwindSafe(task).catch_unwind().await.unwrap_or(or);
+        // The receiver is gone once the loop has ended.
+        let _ = messages.send(message);
+    })
 }
 
 async fn stirred(watch: Option<&mut Watch>) {
@@ -303,9 +325,13 @@ impl Supervisor {
         (supervisor, first)
     }
 
-    async fn serve(&mut self, first: Vec<Action>, requests: Requests) -> Ended {
-        let Requests { mut signals, mut asked, mut knocks } = requests;
-        self.watch_host();
+    /// `None`: it panicked, which is on stderr.
+    async fn survive(&mut self, first: Vec<Action>, requests: &mut Requests) -> Option<Ended> {
+        AssertUnwindSafe(self.serve(first, requests)).catch_unwind().await.ok()
+    }
+
+    async fn serve(&mut self, first: Vec<Action>, requests: &mut Requests) -> Ended {
+        let Requests { signals, asked, knocks } = requests;
         self.perform(first);
         loop {
             let (wake_at, tell_at) = (self.lifecycle.wake_at(), self.tell_again_at);
@@ -345,11 +371,34 @@ impl Supervisor {
         self.event(Event::ReloadWanted);
     }
 
-    async fn abandon(&mut self) -> Ended {
-        error!("hapilot failed, which is a bug; ending HAProxy and giving the host back");
-        if let Some(id) = self.generations.keys().next_back() {
-            self.lower_guard(*id);
+    /// After a panic of the loop: what serves drains within the stop deadline, as in any stop.
+    fn salvage(&mut self) -> Vec<Action> {
+        error!("hapilot failed, which is a bug; HAProxy drains, then the host is given back");
+        // Nobody can be told any more what becomes of it.
+        self.waiting.clear();
+        self.trying.clear();
+        self.generations.retain(|_, running| !running.is_gone());
+        if self.guard.is_some() || self.raising.is_some() {
+            self.lower_guard(GenerationId::FIRST);
         }
+        self.spare();
+        self.watch = None;
+        self.held_back = None;
+        let alive = self.generations.iter().map(|(id, running)| {
+            let accepts = running.ready_after.is_some();
+            (*id, if accepts { Phase::Serving } else { Phase::Starting })
+        });
+        let now = Instant::now();
+        let (lifecycle, actions) = Lifecycle::salvage(now, self.limits, alive, SOFTWARE);
+        self.lifecycle = lifecycle;
+        StateName::Stopping.as_str().clone_into(&mut self.facts.borrow_mut().state);
+        last_resort::arm();
+        actions
+    }
+
+    /// After one more: the short way.
+    async fn abandon(&mut self) -> Ended {
+        error!("hapilot failed once more; ending HAProxy and giving the host back");
         for id in self.generations.keys() {
             self.signal(*id, Signal::KILL, "killing");
         }
@@ -404,6 +453,9 @@ impl Supervisor {
             Message::WorkerEnded(id) => self.worker_ended(id),
             Message::Starved(id) => self.reject(id, starved::WHY),
             Message::Ready(id, listeners) => self.ready(id, listeners),
+            Message::Unready(id) => {
+                self.reject(id, "hapilot failed to wait for it, which is a bug");
+            }
             Message::HandedOver(id, rest) => {
                 let event = self.handed_over(id, rest)?;
                 self.event(event);
@@ -640,18 +692,12 @@ impl Supervisor {
         let _ = self.messages.send(message);
     }
 
-    /// Runs beside the loop and ends as a message; where it panics, as the other one.
     pub(super) fn beside(
         &self,
         task: impl Future<Output = Message> + 'static,
         or: Message,
     ) -> JoinHandle<()> {
-        let messages = self.messages.clone();
-        tokio::task::spawn_local(async move {
-            let message = AssertUnwindSafe(task).catch_unwind().await.unwrap_or(or);
-            // The receiver is gone once the loop has ended.
-            let _ = messages.send(message);
-        })
+        beside(&self.messages, task, or)
     }
 
     fn intercept(&self) {

@@ -127,9 +127,7 @@ impl Supervisor {
         self.lifecycle
             .generations()
             .map(|(id, phase, since, deadline)| {
-                let running = self.generations.get(&id);
-                let pid = running.and_then(Running::pid);
-                let serving_pid = running.and_then(Running::serving_pid);
+                let pid = self.generations.get(&id).and_then(Running::pid);
                 GenerationStatus {
                     id: id.number(),
                     pid,

@@ -9,7 +9,7 @@ use super::boot::tell_of_sweep;
 use super::generations::Running;
 use super::lifecycle::{Birth, Event, StateName};
 use super::room::Room;
-use super::run::{Message, Supervisor, UNAVAILABLE};
+use super::run::{Message, Supervisor, UNAVAILABLE, beside};
 use crate::handover::reload::{HandedOver, carry};
 use crate::handover::takeover::find::{Asker, Found, Hindered, find};
 use crate::handover::takeover::marks;
@@ -76,11 +76,9 @@ impl TakingOver {
 impl Supervisor {
     pub(super) fn find_predecessors(&mut self) {
         let (wanted, asker) = (self.taking_over.wanted.clone(), self.taking_over.asker.clone());
-        let messages = self.messages.clone();
-        self.taking_over.finding = Some(tokio::task::spawn_local(async move {
-            let found = find(&wanted, &asker).await;
-            let _ = messages.send(Message::Found(found));
-        }));
+        let found = async move { Message::Found(find(&wanted, &asker).await) };
+        let hindered = Hindered("hapilot failed to look for predecessors, which is a bug".into());
+        self.taking_over.finding = Some(self.beside(found, Message::Found(Err(hindered))));
     }
 
     pub(super) fn found(&mut self, found: Result<Found, Hindered>) {
@@ -144,18 +142,20 @@ impl Supervisor {
     pub(super) fn compare_with_predecessors(&mut self, id: GenerationId) {
         let sharing = self.decide(id);
         self.send(Message::Event(Event::Compared(id, sharing)));
-        let (messages, olds) = (self.messages.clone(), self.taking_over.runtime_sockets());
+        let olds = self.taking_over.runtime_sockets();
         let Some(running) = self.generations.get_mut(&id) else { return };
         let (socket, since) = (running.runtime_socket.clone(), Since::Changed);
-        running.tasks.push(tokio::task::spawn_local(async move {
+        let carried = async move {
             let mut handed = HandedOver::default();
             for old in olds {
                 handed.add(carry(&old, &socket, None, since).await);
             }
             // A predecessor that is stuck is its hapilot's concern.
             handed.stuck = false;
-            let _ = messages.send(Message::HandedOver(id, handed));
-        }));
+            Message::HandedOver(id, handed)
+        };
+        let or = Message::HandedOver(id, HandedOver::default());
+        running.tasks.push(beside(&self.messages, carried, or));
     }
 
     pub(super) fn relieve(&mut self) {

@@ -71,6 +71,8 @@ enum Fault {
     Fail,
     Hang,
     Kill,
+    /// Of the loop, or of a task or thread beside it.
+    Panic,
 }
 
 impl Fault {
@@ -80,6 +82,8 @@ impl Fault {
             // Both iptables are told the same, one step after the other.
             Self::Kill if way == LEGACY && is_one_of(CHANGES, step) => false,
             Self::Fail => true,
+            // Which it is depends on where a step is taken, not on how often.
+            Self::Panic => false,
             // What a thread that hangs leaves is what one leaves that is killed there. While a
             // step hangs that is waited for, everything else goes on.
             Self::Hang => is_one_of(AWAITED, step),
@@ -99,6 +103,7 @@ impl Fault {
             Self::Fail => "Fail",
             Self::Hang => "Hang",
             Self::Kill => "Halt",
+            Self::Panic => "Panic",
         }
     }
 }
@@ -395,6 +400,10 @@ walks! {
     everything_that_a_limit_may_refuse_is_refused: LIMITS, Fail;
     every_program_hangs: LIMITS, Hang;
     every_step_at_a_limit_is_the_last: LIMITS, Kill;
+    every_step_of_the_host_panics: STARTING, Panic;
+    every_step_of_a_generation_panics: RELOADING, Panic;
+    every_step_panics_with_nftables: ON_NFTABLES, Panic;
+    every_step_panics_when_taking_over: TAKING_OVER, Panic;
     every_step_of_the_host_hangs: STARTING, Hang;
     every_step_of_a_generation_hangs: RELOADING, Hang;
     every_step_hangs_with_iptables_legacy: ON_LEGACY, Hang;

@@ -62,7 +62,10 @@ pub async fn back(gone: &BTreeSet<u64>, until: Instant) -> bool {
 /// needs the guard until its last packet has come. Whether it came to that.
 pub async fn handshakes_over(ports: &BTreeSet<u16>, until: Instant) -> bool {
     let ports = Arc::new(ports.clone());
-    let now = { let ports = Arc::clone(&ports); move || begun(&ports) };
+    let now = {
+        let ports = Arc::clone(&ports);
+        move || begun(&ports)
+    };
     let Some(Some(first)) = look(until, now).await else { return false };
     if first.is_empty() {
         return true;

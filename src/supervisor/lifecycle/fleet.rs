@@ -38,6 +38,13 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
+    pub(super) fn of(now: Instant, all: impl Iterator<Item = (GenerationId, Phase)>) -> Self {
+        let generation = |phase| Generation { phase, since: now, fate: Fate::None };
+        let alive: BTreeMap<_, _> = all.map(|(id, phase)| (id, generation(phase))).collect();
+        let newest = alive.keys().next_back().copied();
+        Self { alive, newest }
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (GenerationId, Generation)> + '_ {
         self.alive.iter().map(|(id, generation)| (*id, *generation))
     }

@@ -224,6 +224,24 @@ impl Lifecycle {
         (lifecycle, turn.actions)
     }
 
+    /// A stop of those that are alive, where nothing is known any more of how it came to that.
+    pub fn salvage(
+        now: Instant,
+        limits: Limits,
+        alive: impl Iterator<Item = (GenerationId, Phase)>,
+        status: u8,
+    ) -> (Self, Vec<Action>) {
+        let (mut lifecycle, _) = Self::start(now, limits, Birth::Successor);
+        let mut turn = Turn { now, actions: Vec::new() };
+        lifecycle.fleet = Fleet::of(now, alive);
+        // The shell has spared the predecessors.
+        lifecycle.state = State::Stopped;
+        lifecycle.begin_stopping(&mut turn, status, Reason::Asked);
+        lifecycle.fleet.drain_all(&mut turn, now + limits.sessions());
+        lifecycle.give_back_if_empty(&mut turn);
+        (lifecycle, turn.actions)
+    }
+
     /// Generation 1, alone or beside those that it is to relieve.
     fn found(&mut self, turn: &mut Turn, birth: Birth) {
         if let State::Finding { again } = self.state {

@@ -324,6 +324,27 @@ fn nobody_is_relieved_who_was_not_asked_first() {
     assert_eq!(story.on(Event::ReserveWanted), [Action::NotReserved]);
 }
 
+#[test]
+fn what_is_alive_when_the_loop_fails_drains_within_the_stop_deadline() {
+    let now = Instant::now();
+    let alive = [(id(3), Phase::Serving), (id(4), Phase::Starting)];
+    let (lifecycle, actions) = Lifecycle::salvage(now, limits(), alive.into_iter(), 70);
+    let mut story = Story { now, lifecycle };
+    let stop = [Action::StopIntercepting, Action::CloseKeeper];
+    assert_eq!(actions[..2], stop);
+    assert_eq!(actions[2..], [Action::Drain(id(3)), Action::Kill(id(4))]);
+    assert_eq!(story.lifecycle.state(), StateName::Stopping);
+    assert_eq!(story.on(Event::Exited(id(4), Exit::Signal(9))), []);
+    assert_eq!(story.tick_at_wake(), [Action::Terminate(id(3))]);
+    assert_eq!(story.tick_at_wake(), [Action::Kill(id(3))]);
+    assert!(story.now < now + limits().stop);
+    let gone = story.on(Event::Exited(id(3), Exit::Signal(9)));
+    assert_eq!(gone, [Action::TearDown { status: 70 }]);
+
+    let (_, actions) = Lifecycle::salvage(now, limits(), std::iter::empty(), 70);
+    assert_eq!(actions.last(), Some(&Action::TearDown { status: 70 }));
+}
+
 /// Generation 1 accepts, and the interception is on its way.
 fn intercepting() -> Story {
     let mut story = Story::new(limits());

@@ -51,7 +51,7 @@ fn after_a_panic_of_the_loop_the_stop_deadline_holds() {
 
 fn config(answer: &str) -> String {
     format!(
-        "{DEFAULTS}frontend web\n  bind :8080\n  http-request return status 200 string {answer}\n"
+        "{DEFAULTS}frontend web\n  bind :8080\n  http-request return status 200 content-type text/plain string {answer}\n"
     )
 }
 

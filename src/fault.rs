@@ -107,7 +107,6 @@ mod switch {
     use std::collections::BTreeMap;
     use std::io;
     use std::os::fd::AsFd;
-    use std::panic::panic_any;
     use std::sync::{Mutex, OnceLock, PoisonError};
 
     use super::Point;
@@ -173,6 +172,11 @@ mod switch {
         io::Error::other(format!("fault at {step}"))
     }
 
+    #[expect(clippy::panic, reason = "that is the fault that was asked for")]
+    fn fail_badly(step: &str) -> ! {
+        panic!("{}", failed(step))
+    }
+
     fn stand_still() -> ! {
         loop {
             std::thread::park();
@@ -186,7 +190,7 @@ mod switch {
             None => Ok(()),
             Some((step, Fault::Fail)) => Err(failed(&step)),
             Some((_, Fault::Hang | Fault::Halt)) => stand_still(),
-            Some((step, Fault::Panic)) => panic_any(failed(&step).to_string()),
+            Some((step, Fault::Panic)) => fail_badly(&step),
         }
     }
 
@@ -197,6 +201,7 @@ mod switch {
             Some((step, Fault::Fail)) => Err(failed(&step)),
             Some((_, Fault::Hang)) => Ok(Some(["sleep", "infinity"])),
             Some((_, Fault::Halt)) => stand_still(),
+            Some((step, Fault::Panic)) => fail_badly(&step),
         }
     }
 
@@ -207,7 +212,7 @@ mod switch {
             Some((step, Fault::Fail)) => Err(failed(&step)),
             Some((_, Fault::Hang)) => std::future::pending().await,
             Some((_, Fault::Halt)) => stand_still(),
-            Some((step, Fault::Panic)) => panic_any(failed(&step).to_string()),
+            Some((step, Fault::Panic)) => fail_badly(&step),
         }
     }
 }

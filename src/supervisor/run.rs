@@ -221,15 +221,14 @@ pub struct Requests {
 pub async fn run(setting: Setting, mut requests: Requests) -> u8 {
     let (mut supervisor, first) = Supervisor::new(setting);
     supervisor.watch_host();
-    let Ended { status, hangs } = match supervisor.survive(first, &mut requests).await {
+    let mut ended = supervisor.survive(first, &mut requests).await;
+    if ended.is_none() {
+        let rest = supervisor.salvage();
+        ended = supervisor.survive(rest, &mut requests).await;
+    }
+    let Ended { status, hangs } = match ended {
         Some(ended) => ended,
-        None => {
-            let rest = supervisor.salvage();
-            match supervisor.survive(rest, &mut requests).await {
-                Some(ended) => ended,
-                None => supervisor.abandon().await,
-            }
-        }
+        None => supervisor.abandon().await,
     };
     if hangs {
         error!("a change of the host hangs: what is left of it is swept by this process anew");

@@ -32,6 +32,7 @@ use crate::operator::sessions;
 use crate::printable::printable_lines;
 use crate::process::descriptors;
 use crate::process::last_resort;
+use crate::process::memory;
 use crate::process::program::Run;
 use crate::settings::LogFormat;
 use crate::supervisor::boot::{Asked, Refused, SOFTWARE, Survey, UNAVAILABLE, USAGE, supervise};
@@ -255,6 +256,7 @@ impl From<anyhow::Error> for Refused {
 
 fn run(haproxy: &[OsString]) -> u8 {
     descriptors::note_inherited();
+    memory::keep_one_heap();
     let status = in_runtime(supervised(haproxy)).and_then(|status| status);
     status.unwrap_or_else(|error| {
         complain(&format!("{error:#}"));

@@ -3,6 +3,8 @@
 //! A HAProxy that starts, and a program, are told to be the first: so a limit of memory costs a reload, and
 //! not the HAProxy that serves. Once it serves, a HAProxy counts as hapilot itself does.
 
+#![allow(unsafe_code, reason = "glibc has no other door to this setting")]
+
 use std::fs;
 use std::io;
 
@@ -10,6 +12,16 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::process::geteuid;
 
 const FIRST: &[u8] = b"1000";
+
+/// Makes all threads allocate from one heap: glibc gives each its own, and each stays as large as it once
+/// was. hapilot's threads are few and short. musl, which a release is built with, has one anyway.
+pub fn keep_one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it sets a number, before there is another thread.
+    unsafe {
+        nix::libc::mallopt(nix::libc::M_ARENA_MAX, 1);
+    }
+}
 
 /// Whether `as_ours` can take it back: a HAProxy that changed its user belongs to root in `/proc`.
 pub(super) fn may_be_taken_back() -> bool {

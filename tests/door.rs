@@ -323,7 +323,36 @@ fn with_neither_the_user_counts_and_a_warning_says_so() {
     let mut new = successor(&lab, "new", &[], &CAPLESS);
     receipt(&mut new);
     assert_ends_with_0(&mut old);
-    new.stop();
+    // One that could check it does not hear it from that one, and takes over all the same.
+    let mut newest = successor(&lab, "newest", &[], &[]);
+    newest.log.await_line("has not shown CAP_NET_ADMIN over this network: its listeners are taken");
+    let receipt = receipt(&mut newest);
+    assert_eq!(receipt["strategy"], "shared", "{receipt}");
+    assert_ends_with_0(&mut new);
+    newest.stop();
+}
+
+#[test]
+fn a_hundred_that_have_shown_nothing_take_no_memory_at_the_door() {
+    let (lab, mut old, _) = start();
+    let name = door(&mut old);
+    let most = || {
+        let most = lab::process::field(old.pid(), "VmHWM").unwrap();
+        most.trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
+    let before = most();
+    let answers = without_rights(&lab, || {
+        let mut crowd: Vec<_> = (0..100).map(|_| connect(&name)).collect();
+        for stream in &mut crowd {
+            // Hung up on, or all of it is taken.
+            let _ = stream.get_mut().write_all("x".repeat(120 * 1024).as_bytes());
+        }
+        crowd.iter_mut().map(hear).collect::<String>()
+    });
+    assert!(answers.contains("must knock first"), "{answers}");
+    let more = most() - before;
+    assert!(more < 4 * 1024, "{more} KiB");
+    old.stop();
 }
 
 #[test]

@@ -100,7 +100,7 @@ pub async fn introduce(stream: UnixStream, instance: Instance) -> Result<(UnixSt
     };
     let occasion = Occasion {
         instance,
-        network: network(),
+        network: &network(),
         successors_nonce: &nonce,
         predecessors_nonce: &theirs,
     };
@@ -160,7 +160,7 @@ async fn examine(
     let (asked, nonce) = (Challenge::draw().ok(), nonce()?);
     let occasion = Occasion {
         instance,
-        network: network(),
+        network: &network(),
         successors_nonce: theirs,
         predecessors_nonce: &nonce,
     };
@@ -203,9 +203,12 @@ fn nonce() -> Result<String> {
     Ok(hex(&bytes))
 }
 
-/// The number of our network namespace, the same for every process in it.
-fn network() -> u64 {
-    std::fs::metadata("/proc/thread-self/ns/net").map(|file| file.ino()).unwrap_or_default()
+/// Which network this is, in words that are the same for every process in it and in no other network,
+/// also of another machine.
+fn network() -> String {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let number = std::fs::metadata("/proc/thread-self/ns/net").map(|file| file.ino());
+    format!("{} {}", boot.trim(), number.unwrap_or_default())
 }
 
 async fn say(stream: &mut BufReader<UnixStream>, what: &impl Serialize) -> Result<()> {

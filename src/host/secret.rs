@@ -37,8 +37,9 @@ pub enum Role {
 pub struct Occasion<'a> {
     /// At whose door.
     pub instance: Instance,
-    /// The number of the network namespace; 0 where it cannot be read.
-    pub network: u64,
+    /// This boot of this machine, and the number of the network namespace: the host's own has the same
+    /// number on every machine. Empty and 0 where they cannot be read.
+    pub network: &'a str,
     pub successors_nonce: &'a str,
     pub predecessors_nonce: &'a str,
 }
@@ -103,7 +104,7 @@ impl Secret {
         let Occasion { instance, network, successors_nonce, predecessors_nonce } = occasion;
         // Debug writes the texts with quotes, so that no two occasions read the same.
         let text = format!(
-            "hapilot take-over {role:?} {instance} {network} {successors_nonce:?} \
+            "hapilot take-over {role:?} {instance} {network:?} {successors_nonce:?} \
              {predecessors_nonce:?}"
         );
         let key = Hmac::<Sha256>::new_from_slice(&self.0);
@@ -141,7 +142,7 @@ mod tests {
 
     const OCCASION: Occasion<'static> = Occasion {
         instance: Instance::new(1),
-        network: 7,
+        network: "boot 7",
         successors_nonce: "aa",
         predecessors_nonce: "bb",
     };
@@ -154,7 +155,8 @@ mod tests {
         assert!(!secret.is_proof(Role::Predecessor, &OCCASION, &proof));
         for other in [
             Occasion { instance: Instance::new(2), ..OCCASION },
-            Occasion { network: 8, ..OCCASION },
+            Occasion { network: "boot 8", ..OCCASION },
+            Occasion { network: "other 7", ..OCCASION },
             Occasion { successors_nonce: "ab", ..OCCASION },
             Occasion { predecessors_nonce: "ba", ..OCCASION },
         ] {

@@ -29,6 +29,8 @@ use crate::process::visitors::{Heard, Visitors, accepted, refusal};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Each has a descriptor.
 const MOST_AT_ONCE: usize = 100;
+/// Of a process that has shown nothing yet, as of a hundred others at once.
+const LONGEST_KNOCK: usize = 4096;
 /// A successor may have others to wait for before it wants something of us.
 const LONGEST_WAIT: Duration = Duration::from_mins(30);
 /// For the last word to those whom we have told that we drain.
@@ -181,7 +183,7 @@ impl Room {
 
     async fn introduced(&self, stream: &mut Stream) -> Result<Introduced> {
         // It may only look whether we live (`lease::lives`).
-        let Some(first) = line(stream, LONGEST_LINE).await? else { return Ok(Introduced::Left) };
+        let Some(first) = line(stream, LONGEST_KNOCK).await? else { return Ok(Introduced::Left) };
         let received = introduction::receive(stream, &first, self.instance, self.admission).await;
         Ok(received.map_or_else(Introduced::No, |_| Introduced::Welcome))
     }

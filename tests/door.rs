@@ -5,9 +5,12 @@
 
 use crate::lab;
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use lab::haproxy_cfg::proxy;
 use lab::network::BALANCER4;
@@ -392,6 +395,32 @@ fn wrong_settings_of_the_door_are_told_at_once() {
         "on or off",
         "other users may read or change it (mode 0644): chmod 600",
     ]);
+}
+
+#[test]
+fn a_flood_at_the_door_keeps_no_successor_out() {
+    let (lab, mut old, _) = start();
+    let name = door(&mut old);
+    let go_on = Arc::new(AtomicBool::new(true));
+    let flooding = Arc::clone(&go_on);
+    let flood = lab.balancer.namespace.spawn(move || {
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let mut crowd = VecDeque::new();
+        while flooding.load(Ordering::SeqCst) {
+            // Until the old one has ended.
+            let Ok(stream) = UnixStream::connect_addr(&address) else { return };
+            crowd.push_back(stream);
+            if crowd.len() > 200 {
+                crowd.pop_front();
+            }
+        }
+    });
+    let mut new = successor(&lab, "new", &[], &[]);
+    assert_eq!(receipt(&mut new)["predecessors"][0]["rung"], "hapilot");
+    go_on.store(false, Ordering::SeqCst);
+    flood.join().unwrap();
+    assert_ends_with_0(&mut old);
+    new.stop();
 }
 
 /// As by `docker pause`: its connections stay, and nothing comes from it.

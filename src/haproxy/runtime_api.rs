@@ -53,7 +53,7 @@ async fn connect(socket: &Path) -> Result<UnixStream> {
     let Some(name) = socket.as_os_str().as_bytes().strip_prefix(b"@") else {
         return UnixStream::connect(socket).await.context("connect");
     };
-    let mut stream = lease::enter(name).await?;
+    let mut stream = lease::enter_by(name).await?;
     stream.write_all(THROUGH.as_bytes()).await.context("send")?;
     Ok(stream)
 }

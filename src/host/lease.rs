@@ -12,13 +12,13 @@ use std::io::{BufRead, BufReader, ErrorKind};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::UCred;
 use tracing::warn;
 
 use super::instance::Instance;
-use super::introduction::introduce;
+use super::introduction::{HungUp, Shown, introduce};
 use crate::fault::{self, Point};
 use crate::process::abstract_name::{connect, listen};
 use crate::process::procfs;
@@ -30,6 +30,8 @@ const STRANGERS_LIMIT: Duration = Duration::from_secs(1);
 const ANSWER: [u8; 10] = *b"{\"answer\":";
 /// Of names of hapilots. On one network there are one or two; any process may take such names.
 const MOST: usize = 4096;
+/// To get in at a door.
+const ATTEMPTS: usize = 5;
 const AGAIN: Duration = Duration::from_millis(5);
 
 /// We live as long as this does.
@@ -104,12 +106,32 @@ pub fn knock(instance: Instance) -> Result<tokio::net::UnixStream> {
     tokio::net::UnixStream::from_std(stream).with_context(|| format!("watch @{name}"))
 }
 
-/// A connection to the door by that name that has been let in. Without a limit.
-pub async fn enter(name: &[u8]) -> Result<tokio::net::UnixStream> {
+/// A connection to that instance's door that has been let in, and what the other end has shown.
+/// Without a limit. A door that strangers crowd may show one out before it has said a word.
+pub async fn enter(instance: Instance) -> Result<(tokio::net::UnixStream, Shown)> {
+    for _ in 1..ATTEMPTS {
+        match introduce(of_our_user(instance)?, instance).await {
+            Err(error) if error.is::<HungUp>() => tokio::time::sleep(AGAIN).await,
+            entered => return entered,
+        }
+    }
+    introduce(of_our_user(instance)?, instance).await
+}
+
+fn of_our_user(instance: Instance) -> Result<tokio::net::UnixStream> {
+    let stream = knock(instance)?;
+    let user = stream.peer_cred().context("ask who it is")?.uid();
+    let own = rustix::process::geteuid().as_raw();
+    ensure!(user == own, "user {user} runs it, and we are user {own}");
+    Ok(stream)
+}
+
+/// The same by the name of its door.
+pub async fn enter_by(name: &[u8]) -> Result<tokio::net::UnixStream> {
     let name = String::from_utf8_lossy(name);
     let instance = name.strip_prefix("hapilot/").and_then(|instance| instance.parse().ok());
     let instance = instance.with_context(|| format!("@{name} is no hapilot's"))?;
-    Ok(introduce(knock(instance)?, instance).await?.0)
+    Ok(enter(instance).await?.0)
 }
 
 /// The PID of that instance as we see it, whether it answers or not; `None` where it is in a PID

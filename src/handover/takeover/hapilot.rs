@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
@@ -14,7 +14,7 @@ use super::door::{excerpt, line};
 use super::protocol::{Answer, Caller, HAS_HAPROXY, Hello, LONGEST_LINE, Request, STILL};
 use crate::fault::{self, Point};
 use crate::host::instance::Instance;
-use crate::host::introduction::{Admission, Shown, introduce};
+use crate::host::introduction::{Admission, Shown};
 use crate::host::lease;
 use crate::listeners::fetch::{self, Listener};
 use crate::process::patience::within;
@@ -177,12 +177,8 @@ impl Hapilot {
 
     async fn greet(instance: Instance, caller: &Caller) -> Result<Self> {
         fault::within(Point::Meet).await?;
-        let stream = lease::knock(instance)?;
-        let peer = stream.peer_cred().context("ask who it is")?;
-        let own = rustix::process::geteuid().as_raw();
-        let (user, pid) = (peer.uid(), peer.pid().filter(|pid| *pid > 0));
-        ensure!(user == own, "user {user} runs it, and we are user {own}");
-        let (stream, shown) = introduce(stream, instance).await?;
+        let (stream, shown) = lease::enter(instance).await?;
+        let pid = stream.peer_cred().context("ask who it is")?.pid().filter(|pid| *pid > 0);
         let mut stream = BufReader::new(stream);
         let is_doubtful = shown == Shown::Nothing && Admission::here().0 == Admission::Shown;
         let longest = if is_doubtful { LONGEST_DOUBTFUL } else { LONGEST_LINE };
@@ -238,9 +234,7 @@ impl Hapilot {
     pub async fn listeners(&self) -> Result<Vec<Listener>> {
         let fetch = async {
             fault::within(Point::Borrow).await?;
-            let most = if self.is_doubtful { MOST_DOUBTFUL } else { fetch::MOST };
-            let stream = introduce(lease::knock(self.instance)?, self.instance).await?.0;
-            fetch::from(stream, most).await
+            use crate::host::introduction::{Admission, Shown};
         };
         within(HELLO_LIMIT, fetch)
             .await

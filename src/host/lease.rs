@@ -30,8 +30,8 @@ const STRANGERS_LIMIT: Duration = Duration::from_secs(1);
 const ANSWER: [u8; 10] = *b"{\"answer\":";
 /// Of names of hapilots. On one network there are one or two; any process may take such names.
 const MOST: usize = 4096;
-/// To get in at a door.
-const ATTEMPTS: usize = 5;
+/// To get in at a door where strangers crowd.
+const CROWD_LIMIT: Duration = Duration::from_secs(3);
 const AGAIN: Duration = Duration::from_millis(5);
 
 /// We live as long as this does.
@@ -109,13 +109,25 @@ pub fn knock(instance: Instance) -> Result<tokio::net::UnixStream> {
 /// A connection to that instance's door that has been let in, and what the other end has shown.
 /// Without a limit. A door that strangers crowd may show one out before it has said a word.
 pub async fn enter(instance: Instance) -> Result<(tokio::net::UnixStream, Shown)> {
-    for _ in 1..ATTEMPTS {
-        match introduce(of_our_user(instance)?, instance).await {
-            Err(error) if error.is::<HungUp>() => tokio::time::sleep(AGAIN).await,
+    let deadline = Instant::now() + CROWD_LIMIT;
+    loop {
+        let entered = match of_our_user(instance) {
+            Ok(stream) => introduce(stream, instance).await,
+            Err(error) => Err(error),
+        };
+        match entered {
+            Err(error) if is_crowded(&error) && Instant::now() < deadline => {
+                tokio::time::sleep(AGAIN).await;
+            }
             entered => return entered,
         }
     }
-    introduce(of_our_user(instance)?, instance).await
+}
+
+/// Its queue is full, or it had no place for one that had not shown anything yet.
+fn is_crowded(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<std::io::Error>();
+    error.is::<HungUp>() || io.is_some_and(|io| io.kind() == ErrorKind::WouldBlock)
 }
 
 fn of_our_user(instance: Instance) -> Result<tokio::net::UnixStream> {

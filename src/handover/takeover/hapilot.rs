@@ -234,7 +234,8 @@ impl Hapilot {
     pub async fn listeners(&self) -> Result<Vec<Listener>> {
         let fetch = async {
             fault::within(Point::Borrow).await?;
-            use crate::host::introduction::{Admission, Shown};
+            let most = if self.is_doubtful { MOST_DOUBTFUL } else { fetch::MOST };
+            fetch::from(lease::enter(self.instance).await?.0, most).await
         };
         within(HELLO_LIMIT, fetch)
             .await

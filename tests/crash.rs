@@ -71,6 +71,30 @@ fn connections_that_wait_to_be_accepted_when_haproxy_dies_are_served_by_the_next
     lab.balancer.state().assert_same_as(&before);
 }
 
+/// What waits at the listeners of the dead one would be lost with them, if the next one had others.
+#[test]
+fn connections_that_wait_when_haproxy_dies_are_served_though_the_bind_on_disk_is_another() {
+    let (lab, mut hapilot, before) = start_with(&[], Pid::One);
+    let current = hapilot.current();
+    let haproxy = hapilot.process_of(&current);
+    lab::process::freeze(haproxy);
+    let begun = Instant::now();
+    let waiting: Vec<_> =
+        lab.client.enter(|| (0..20).map(|_| connect(&web(), LONG).unwrap()).collect());
+    let other = haproxy_cfg::transparent(":80 interface b0", ":::80 v6only");
+    lab.balancer.write("haproxy.cfg", &other);
+    lab::process::kill(haproxy, Signal::SIGKILL);
+    for stream in waiting {
+        assert_eq!(finish(stream, "/", begun).body(), "10.1.0.2");
+    }
+    hapilot.log.await_line("a reload to the one on disk follows");
+    hapilot.log.await_line("reload taken");
+    hapilot.await_successor(&current);
+    assert_eq!(get(&lab.client, &web(), "/").body(), "10.1.0.2");
+    hapilot.stop();
+    lab.balancer.state().assert_same_as(&before);
+}
+
 #[test]
 fn a_crash_beside_a_broken_configuration_is_answered_with_the_last_good_one() {
     let (lab, mut hapilot, before) = start_with(&[], Pid::One);

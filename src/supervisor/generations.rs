@@ -77,6 +77,8 @@ pub(super) struct Running {
     pub(super) warnings: Vec<String>,
     /// Those about the configuration.
     pub(super) judged: Vec<String>,
+    /// It was started with another configuration than the one on disk, which is to follow.
+    follow_up: bool,
     /// It answered, but would serve nobody.
     rejected: bool,
     /// By hapilot.
@@ -174,6 +176,7 @@ impl Supervisor {
             born: Rc::default(),
             warnings,
             judged,
+            follow_up: false,
             rejected: false,
             killed: false,
             grace,
@@ -230,22 +233,30 @@ impl Supervisor {
         running.launched_at = Instant::now();
         running.counters = counters::read().unwrap_or_default();
         running.listening_before = listening().into_iter().flatten().map(|l| l.inode).collect();
-        let last_good = self.last_good.as_ref().filter(|_| running.why == Why::LastGood);
-        if last_good.is_some() {
-            error!(
+        let directory = self.judge.directory.as_deref();
+        let mut configuration = &self.program.configuration;
+        if let (Why::LastGood, Some(served)) = (running.why, &self.last_good)
+            && texts(&served.files, None) != texts(configuration, directory)
+        {
+            warn!(
                 generation = id.number(),
-                "HAProxy does not start with the configuration that is there now; it is started \
-                 with the last good one"
+                "the configuration on disk is not the one that served: HAProxy is started with the \
+                 last good one, and a reload to the one on disk follows"
             );
+            configuration = &served.files;
+            running.follow_up = true;
         }
-        let configuration = last_good.map_or(&self.program.configuration, |copies| &copies.files);
-        // In the moment before HAProxy reads the same.
-        let into = self.program.copies(id);
-        match Copies::make(configuration, self.judge.directory.as_deref(), into) {
-            Ok(copies) => running.copies = Some(copies),
-            Err(error) => debug!(generation = id.number(), "no copy to fall back on: {error:#}"),
+        if !running.follow_up {
+            // In the moment before HAProxy reads the same.
+            let into = self.program.copies(id);
+            match Copies::make(configuration, directory, into) {
+                Ok(copies) => running.copies = Some(copies),
+                Err(error) => {
+                    debug!(generation = id.number(), "no copy to fall back on: {error:#}");
+                }
+            }
         }
-        let texts = texts(configuration, self.judge.directory.as_deref());
+        let texts = texts(configuration, directory);
         running.configuration = digest(&texts);
         if self.served == Some(running.configuration) {
             running.since = Since::Unchanged;
@@ -319,6 +330,10 @@ impl Supervisor {
                 Err(error) => debug!(generation = id.number(), "its servers: {error:#}"),
             }
         }));
+        if running.follow_up {
+            // Behind the news that this one is ready.
+            let _ = self.messages.send(Message::Event(Event::ReloadWanted));
+        }
         if let Some(copies) = running.copies.take() {
             self.last_good = Some(copies);
         }

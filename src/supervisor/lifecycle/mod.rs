@@ -625,11 +625,11 @@ impl Lifecycle {
             }
             State::Intercepting(Intercepting { id: first, again, .. }) if first == id => {
                 self.count_crash(turn.now);
-                self.replace(turn, id, (id, exit, Loss::Crash), (again, Why::Recovery));
+                self.replace(turn, id, (id, exit, Loss::Crash), (again, first_try(again)));
             }
             State::Serving(serving) if serving == id => {
                 self.count_crash(turn.now);
-                self.replace(turn, id, (id, exit, Loss::Crash), (false, Why::Recovery));
+                self.replace(turn, id, (id, exit, Loss::Crash), (false, first_try(false)));
             }
             // It drains: no crash. Whoever watches its listeners sees them go.
             State::Reloading(reload) if reload.from.is(id) && reload.step.is_past_return() => {}
@@ -684,7 +684,7 @@ impl Lifecycle {
         } else {
             // Nobody serves; and whoever asked is answered, should this be the end.
             let step = RecoveryStep::Waiting { until: turn.now };
-            let (lost, asked, why) = (next, false, Why::Recovery);
+            let (lost, asked, why) = (next, false, first_try(again));
             self.state = State::Recovering(Recovery { step, lost, asked, again, why });
             self.count_crash(turn.now);
             self.replace(turn, next, (next, exit, Loss::Crash), (again, why));
@@ -770,7 +770,8 @@ impl Lifecycle {
             _ => None,
         };
         // Another configuration is another chance.
-        let at_once = asked || (why == Why::LastGood && tried == Some(Why::Recovery));
+        let another = why == Why::Recovery && tried == Some(Why::LastGood);
+        let at_once = asked || another || became == Loss::Answered;
         let wait = self.restart_in(became).map(|wait| if at_once { Duration::ZERO } else { wait });
         match (became, wait) {
             (Loss::Crash, _) => turn.act(self.crashed(id, exit, wait)),
@@ -957,6 +958,13 @@ fn refusal(gone: Generation, exit: Exit) -> Refusal {
         Fate::Killed => Refusal::NotReady,
         _ => Refusal::Died(exit),
     }
+}
+
+/// After a crash what served comes first: it adopts each listener. What is on disk may have other
+/// addresses, and clients that wait would be lost with theirs. An operator who asked wants what is on
+/// disk.
+fn first_try(asked: bool) -> Why {
+    if asked { Why::Recovery } else { Why::LastGood }
 }
 
 fn back_off(failures_in_a_row: u32) -> Duration {

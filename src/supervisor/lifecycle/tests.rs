@@ -149,7 +149,7 @@ fn a_first_generation_that_dies_when_they_have_been_told_is_replaced() {
     story.on(Event::Intercepted);
     story.on(Event::HandedOver(id(1), Sharing::Guarded));
     story.on(Event::Settled(id(1)));
-    let launch = Action::Launch { id: id(2), from: None, why: Why::Recovery };
+    let launch = Action::Launch { id: id(2), from: None, why: Why::LastGood };
     assert_eq!(story.on(Event::Exited(id(1), DIED)).last(), Some(&launch));
 }
 
@@ -278,7 +278,7 @@ fn a_reload_under_way_ends_before_a_successor_is_told_that_we_hold_still() {
 fn a_crash_is_repaired_while_a_successor_starts() {
     let mut story = reserved();
     let actions = story.on(Event::Exited(id(1), DIED));
-    assert!(matches!(actions.last(), Some(Action::Launch { why: Why::Recovery, .. })));
+    assert!(matches!(actions.last(), Some(Action::Launch { why: Why::LastGood, .. })));
     assert_eq!(story.on(Event::Ready(id(2))), []);
     assert_eq!(story.lifecycle.serving(), Some(id(2)));
 }
@@ -362,7 +362,7 @@ fn whatever_comes_while_the_interception_is_set_up_is_heard() {
 
     let mut story = intercepting();
     let actions = story.on(Event::Exited(id(1), DIED));
-    let launch = Action::Launch { id: id(2), from: None, why: Why::Recovery };
+    let launch = Action::Launch { id: id(2), from: None, why: Why::LastGood };
     assert_eq!(actions.last(), Some(&launch));
     assert_eq!(story.on(Event::Intercepted), []);
 
@@ -475,7 +475,7 @@ fn a_crash_after_a_while_is_not_in_a_row() {
     let mut story = Story::serving();
     for number in 1..=20 {
         let actions = story.after(SECOND / 2, Event::Exited(id(number), Exit::Signal(9)));
-        assert!(matches!(actions[1], Action::Launch { from: None, why: Why::Recovery, .. }));
+        assert!(matches!(actions[1], Action::Launch { from: None, why: Why::LastGood, .. }));
         story.on(Event::Ready(id(number + 1)));
     }
     assert_eq!(story.lifecycle.crashes(), 20);
@@ -597,19 +597,19 @@ fn a_reload_under_way_replaces_a_serving_generation_that_dies() {
 }
 
 #[test]
-fn what_does_not_start_after_a_crash_gives_way_to_what_did() {
+fn what_served_is_started_first_after_a_crash_then_by_turns_what_is_on_disk() {
     let mut story = Story::serving();
     let launch = |number, why| Action::Launch { id: id(number), from: None, why };
     let mut died = |number| {
         let actions = story.on(Event::Exited(id(number), Exit::Code(1)));
         actions.last().copied().filter(|action| matches!(action, Action::Launch { .. }))
     };
-    assert_eq!(died(1), Some(launch(2, Why::Recovery)));
-    assert_eq!(died(2), Some(launch(3, Why::LastGood)));
-    assert_eq!(died(3), Some(launch(4, Why::Recovery)));
-    assert_eq!(died(4), Some(launch(5, Why::LastGood)));
+    assert_eq!(died(1), Some(launch(2, Why::LastGood)));
+    assert_eq!(died(2), Some(launch(3, Why::Recovery)));
+    assert_eq!(died(3), Some(launch(4, Why::LastGood)));
+    assert_eq!(died(4), Some(launch(5, Why::Recovery)));
     assert_eq!(died(5), None, "both failed twice: now it backs off");
-    assert_eq!(story.tick_at_wake(), [launch(6, Why::Recovery)]);
+    assert_eq!(story.tick_at_wake(), [launch(6, Why::LastGood)]);
 }
 
 #[test]
@@ -806,7 +806,7 @@ fn a_new_generation_that_dies_while_the_old_one_drains_is_replaced() {
     story.on(Event::Settled(id(2)));
     let actions = story.on(Event::Exited(id(2), DIED));
     assert_eq!(actions[0], Action::LowerGuard(id(2)));
-    let launch = Action::Launch { id: id(3), from: None, why: Why::Recovery };
+    let launch = Action::Launch { id: id(3), from: None, why: Why::LastGood };
     assert_eq!(actions.last(), Some(&launch));
     assert_eq!(story.lifecycle.crashes(), 1);
 }

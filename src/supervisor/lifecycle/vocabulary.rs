@@ -173,9 +173,9 @@ pub enum Condition {
 pub enum Why {
     Start,
     Reload,
+    /// After a crash, with the configuration that is on disk now.
     Recovery,
-    /// With the configuration of the generation that was ready last: the one that is there now
-    /// does not start.
+    /// After a crash, with the configuration of the generation that was ready last.
     LastGood,
 }
 

@@ -60,7 +60,7 @@ impl Applied {
             if let Err((step, error)) = self.apply_stage(kernel, stage).await {
                 let error = error.context(step.to_string());
                 let failures = self.roll_back_to(kernel, before).await;
-                return Err(with_failures(&error, &failures));
+                return Err(with_failures(error, &failures));
             }
         }
         Ok(())
@@ -156,10 +156,10 @@ fn stays(undo: &Undo, failures: &[Failure]) -> bool {
     undo.goes_with_record() && !failures.is_empty()
 }
 
-fn with_failures(error: &anyhow::Error, failures: &[Failure]) -> anyhow::Error {
-    failures.iter().fold(anyhow::anyhow!("{error:#}"), |error, failure| {
-        anyhow::anyhow!("{error:#}; and could not undo: {failure}")
-    })
+fn with_failures(error: anyhow::Error, failures: &[Failure]) -> anyhow::Error {
+    failures
+        .iter()
+        .fold(error, |error, failure| anyhow::anyhow!("{error:#}; and could not undo: {failure}"))
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ use super::sweep::{Swept, look, sweep_seen};
 use super::sysctl;
 use super::tproxy::{self, Choice, Fixed, Picture};
 use crate::problem::Problem;
+use crate::process::panicked::{caught, caught_within};
 use crate::process::program::was_killed;
 use crate::process::together::each;
 
@@ -241,12 +242,14 @@ impl Host {
         self.kernel.finish_by(until);
         // Before anything that may have to wait: from here on nobody is diverted.
         let mut failures = self.interception.roll_back(&mut self.kernel).await;
-        let _lock = SetupLock::take(lock_limit(until.saturating_duration_since(Instant::now())))
+        // Not even a panic of these may keep us from the rest.
+        let lock = SetupLock::take(lock_limit(until.saturating_duration_since(Instant::now())));
+        let _lock = caught_within(lock)
             .await
             .inspect_err(|error| warn!("tear down without the set-up lock: {error:#}"))
             .ok();
         if self.has_sysctls() {
-            match self.others() {
+            match caught(|| self.others()) {
                 Ok(others) => self.kernel.others = others,
                 Err(error) => warn!("tear down without a look at other instances: {error:#}"),
             }

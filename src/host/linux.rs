@@ -15,6 +15,7 @@ use super::step::{Family, PROTOCOL, Step, Undo};
 use super::sysctl;
 use super::tproxy::Rule;
 use crate::fault::{self, Point};
+use crate::process::panicked::{Panicked, caught, caught_within};
 use crate::process::program::was_killed;
 use crate::process::together::each;
 
@@ -156,54 +157,7 @@ impl Linux {
         }
     }
 
-    /// A program that was killed may have finished its work in the kernel. What it was about bears
-    /// our name, so taking it back is right either way; what that comes to, the sweep will see.
-    async fn take_back_if_killed(&mut self, error: &anyhow::Error, steps: &[Step]) {
-        if !was_killed(error) {
-            return;
-        }
-        for undo in steps.iter().rev().filter_map(Step::undo) {
-            if let Err(error) = self.undo(&undo).await {
-                warn!(error = format!("{error:#}"), command = %undo, "could not take back");
-            }
-        }
-    }
-}
-
-impl Kernel for Linux {
-    async fn apply(&mut self, step: &Step) -> Result<Option<Undo>> {
-        match self.try_apply(step).await {
-            Ok(ours) => Ok(if ours { step.undo() } else { None }),
-            Err(error) => {
-                self.take_back_if_killed(&error, std::slice::from_ref(step)).await;
-                Err(error)
-            }
-        }
-    }
-
-    async fn undo(&mut self, undo: &Undo) -> Result<()> {
-        let answer = self.try_undo(undo).await;
-        if let Undo::RemovePolicyRule { family, numbers } = undo {
-            self.stuck_rules.retain(|stuck| *stuck != (*family, *numbers));
-            if answer.is_err() {
-                self.stuck_rules.push((*family, *numbers));
-            }
-        }
-        answer
-    }
-
-    async fn apply_together(&mut self, groups: &[&[Step]]) -> Vec<Result<()>> {
-        let (iptables, nftables) = (self.iptables, &self.nftables);
-        let answers = each(groups, |steps| transact(iptables, nftables, steps));
-        for (steps, answer) in groups.iter().zip(&answers) {
-            if let Err(error) = answer {
-                self.take_back_if_killed(error, steps).await;
-            }
-        }
-        answers
-    }
-
-    async fn undo_together(&mut self, undos: &[Undo]) -> Result<()> {
+    fn try_undo_together(&self, undos: &[Undo]) -> Result<()> {
         fault::at(Point::Undo)?;
         let place = undos.first().and_then(Undo::empties).context("empty chains of one place")?;
         let mut lines = Vec::new();
@@ -217,6 +171,58 @@ impl Kernel for Linux {
             }
         }
         self.iptables.transaction(place, &lines)
+    }
+
+    /// A program that was killed, or a thread that panicked, may have finished its work in the kernel.
+    /// What it was about bears our name, so taking it back is right either way; what that comes to,
+    /// the sweep will see.
+    async fn take_back_if_unknown(&mut self, error: &anyhow::Error, steps: &[Step]) {
+        if !was_killed(error) && !error.is::<Panicked>() {
+            return;
+        }
+        for undo in steps.iter().rev().filter_map(Step::undo) {
+            if let Err(error) = self.undo(&undo).await {
+                warn!(error = format!("{error:#}"), command = %undo, "could not take back");
+            }
+        }
+    }
+}
+
+impl Kernel for Linux {
+    async fn apply(&mut self, step: &Step) -> Result<Option<Undo>> {
+        match caught_within(self.try_apply(step)).await {
+            Ok(ours) => Ok(if ours { step.undo() } else { None }),
+            Err(error) => {
+                self.take_back_if_unknown(&error, std::slice::from_ref(step)).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn undo(&mut self, undo: &Undo) -> Result<()> {
+        let answer = caught_within(self.try_undo(undo)).await;
+        if let Undo::RemovePolicyRule { family, numbers } = undo {
+            self.stuck_rules.retain(|stuck| *stuck != (*family, *numbers));
+            if answer.is_err() {
+                self.stuck_rules.push((*family, *numbers));
+            }
+        }
+        answer
+    }
+
+    async fn apply_together(&mut self, groups: &[&[Step]]) -> Vec<Result<()>> {
+        let (iptables, nftables) = (self.iptables, &self.nftables);
+        let answers = each(groups, |steps| caught(|| transact(iptables, nftables, steps)));
+        for (steps, answer) in groups.iter().zip(&answers) {
+            if let Err(error) = answer {
+                self.take_back_if_unknown(error, steps).await;
+            }
+        }
+        answers
+    }
+
+    async fn undo_together(&mut self, undos: &[Undo]) -> Result<()> {
+        caught(|| self.try_undo_together(undos))
     }
 }
 

@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use tokio::sync::oneshot;
 
 use super::limits::Refused;
+use super::panicked::Panicked;
 use super::threads::start;
 
 /// Dropping this future does not cancel the call. The call must time out by itself. An error where
@@ -15,7 +16,7 @@ pub async fn aside<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static)
         let _ = answer.send(call());
     };
     start("aside", call).map_err(Refused).context("start a thread")?;
-    answered.await.context("it panicked")
+    answered.await.map_err(|_| Panicked.into())
 }
 
 /// For such a call that has something to await: it does so on its own thread.

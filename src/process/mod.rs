@@ -13,6 +13,7 @@ pub mod handle;
 pub mod last_resort;
 pub mod limits;
 pub mod memory;
+pub mod panicked;
 pub mod patience;
 pub mod private;
 pub mod procfs;

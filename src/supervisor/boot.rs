@@ -8,11 +8,13 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::ffi::OsStrExt;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use futures_util::FutureExt;
 use rustix::process::{Resource, getrlimit};
 use rustix::thread::{CapabilitySet, capabilities};
 use tokio::sync::mpsc;
@@ -60,9 +62,10 @@ use crate::host::{Host, Wanted};
 use crate::listeners::keeper::{self, Keeper};
 use crate::logging::Log;
 use crate::problem::Problem;
+use crate::process::panicked::Panicked;
 use crate::process::rights::{Needs, keep_what_is_needed, lives_from_its_file};
 use crate::process::together::both;
-use crate::process::{descriptors, file, procfs};
+use crate::process::{descriptors, file, last_resort, procfs};
 use crate::settings::{
     self, OnCrash, Predecessors, ReloadGuard, Settings, Takeover, Transparent, Warning,
 };
@@ -452,11 +455,21 @@ pub async fn supervise(mut survey: Survey, signals: Signals, log: Log) -> u8 {
     if let Some(secret) = survey.asked.settings.secret.take() {
         secret.keep();
     }
-    match boot(survey, signals, log).await {
+    let Ok(ended) = AssertUnwindSafe(boot(survey, signals, log.clone())).catch_unwind().await
+    else {
+        // Outside the loop there is nothing that serves; what is in force is not known.
+        error!(
+            "hapilot failed, which is a bug; what it has on the host is swept by this process anew"
+        );
+        log.finish();
+        last_resort::begin();
+        return SOFTWARE;
+    };
+    match ended {
         Ok(status) => status,
         Err(error) => {
             error!("cannot start: {error:#}");
-            UNAVAILABLE
+            if error.is::<Panicked>() { SOFTWARE } else { UNAVAILABLE }
         }
     }
 }

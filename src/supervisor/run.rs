@@ -220,11 +220,14 @@ pub struct Requests {
 /// Runs until everything is given back; the answer is the exit status.
 pub async fn run(setting: Setting, mut requests: Requests) -> u8 {
     let (mut supervisor, first) = Supervisor::new(setting);
-    supervisor.watch_host();
-    let mut ended = supervisor.survive(first, &mut requests).await;
+    let begin = |supervisor: &mut Supervisor| {
+        supervisor.watch_host();
+        supervisor.perform(first);
+    };
+    let mut ended = supervisor.survive(begin, &mut requests).await;
     if ended.is_none() {
         let rest = supervisor.salvage();
-        ended = supervisor.survive(rest, &mut requests).await;
+        ended = supervisor.survive(|supervisor| supervisor.perform(rest), &mut requests).await;
     }
     let Ended { status, hangs } = match ended {
         Some(ended) => ended,
@@ -325,13 +328,17 @@ impl Supervisor {
     }
 
     /// `None`: it panicked, which is on stderr.
-    async fn survive(&mut self, first: Vec<Action>, requests: &mut Requests) -> Option<Ended> {
-        AssertUnwindSafe(self.serve(first, requests)).catch_unwind().await.ok()
+    async fn survive(
+        &mut self,
+        begin: impl FnOnce(&mut Self),
+        requests: &mut Requests,
+    ) -> Option<Ended> {
+        AssertUnwindSafe(self.serve(begin, requests)).catch_unwind().await.ok()
     }
 
-    async fn serve(&mut self, first: Vec<Action>, requests: &mut Requests) -> Ended {
+    async fn serve(&mut self, begin: impl FnOnce(&mut Self), requests: &mut Requests) -> Ended {
         let Requests { signals, asked, knocks } = requests;
-        self.perform(first);
+        begin(self);
         loop {
             let (wake_at, tell_at) = (self.lifecycle.wake_at(), self.tell_again_at);
             let look_at = self.watch.as_ref().and_then(Watch::look_at);

@@ -33,8 +33,6 @@ const OTHER_BIND: &str = "interface b0";
 const SHORT: Duration = Duration::from_secs(5);
 /// Two cores that others use too.
 const SLACK: Duration = Duration::from_millis(300);
-/// The client's first retransmission of a SYN.
-const RETRANSMISSION: Duration = Duration::from_secs(1);
 
 /// Steady connects and half-open ones over reloads that share nothing; the most that anybody
 /// waited, and the longest window.
@@ -180,7 +178,9 @@ fn let_through_no_faster_than_the_backlog(firewall: &str) {
     let slowest = burst.join().unwrap();
     eprintln!("{receipt}\nburst: slowest {slowest:?}");
     assert!(receipt["held"].as_u64().unwrap() >= 100, "{receipt}");
-    assert!(slowest < RETRANSMISSION, "{slowest:?}: a SYN was lost");
+    assert_eq!(receipt["dropped"], 0, "{receipt}");
+    // The kernel's own count of SYNs that found no room, which a busy machine does not change.
+    assert_eq!(receipt["counters_after"], receipt["counters_before"], "a SYN was lost: {receipt}");
 }
 
 #[test]

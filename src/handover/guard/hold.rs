@@ -7,9 +7,11 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout_at;
 
@@ -24,8 +26,9 @@ use crate::process::aside::aside;
 const MOST_HELD: usize = 4096;
 /// What the kernel holds for us beyond that; more passes.
 const MOST_QUEUED: u32 = 16 * 1024;
-/// How long what was held may be let through slowly.
-const RELEASE_LIMIT: Duration = Duration::from_millis(500);
+/// How long what was held may be let through slowly. A SYN that the kernel drops is sent again by its
+/// client after 1 s, so until then waiting for room costs the client less.
+const RELEASE_LIMIT: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(1);
 
 #[derive(Debug)]
@@ -83,6 +86,7 @@ impl Held {
     pub(super) async fn release(self, ports: &BTreeSet<u16>) -> Result<u64> {
         fault::within(Point::Release).await.context("let held packets through")?;
         let until = Instant::now() + RELEASE_LIMIT;
+        let looks = Looks::start(ports.clone());
         let mut count = 0;
         loop {
             self.packets.borrow_mut().extend(self.queue.waiting());
@@ -90,11 +94,10 @@ impl Held {
             if left == 0 {
                 return Ok(count);
             }
-            let ports = ports.clone();
             let room = if Instant::now() < until {
                 // A look that cannot be had, or not in time, holds nobody back.
-                let room = timeout_at(until.into(), aside(move || room(&ports))).await;
-                room.map_or(left, |room| room.unwrap_or(left))
+                let room = timeout_at(until.into(), looks.room()).await;
+                room.ok().flatten().unwrap_or(left)
             } else {
                 left
             };
@@ -106,6 +109,30 @@ impl Held {
             // The last look finds what was on its way while the rule was removed.
             tokio::time::sleep(PAUSE).await;
         }
+    }
+}
+
+/// Looks at the backlogs beside the loop, as often as it is asked to. One thread for all looks: on a
+/// busy machine a new one would wait for the processor each time, and the limit would be over first.
+struct Looks(mpsc::Sender<oneshot::Sender<usize>>);
+
+impl Looks {
+    /// The thread ends when this is dropped.
+    fn start(ports: BTreeSet<u16>) -> Self {
+        let (ask, asked) = mpsc::channel::<oneshot::Sender<usize>>();
+        tokio::task::spawn_local(aside(move || {
+            for answer in asked {
+                // Its reader may not wait for it any more.
+                let _ = answer.send(room(&ports));
+            }
+        }));
+        Self(ask)
+    }
+
+    async fn room(&self) -> Option<usize> {
+        let (answer, answered) = oneshot::channel();
+        self.0.send(answer).ok()?;
+        answered.await.ok()
     }
 }
 

@@ -282,13 +282,18 @@ fn a_reload_leaves_a_receipt_that_tells_what_happened() {
 #[test]
 fn a_reload_is_done_when_the_old_one_accepts_no_more_though_it_has_a_grace() {
     let with_grace = |via| format!("global\n  grace 3s\n{}", proxy(":80", via));
-    let (lab, hapilot, before) = Lab::serving(&with_grace("v1"), &[]);
+    let (lab, hapilot, before) = Lab::serving(&proxy(":80", "v1"), &[]);
     lab.balancer.write("haproxy.cfg", &with_grace("v2"));
+    let warned = Finished::from(hapilot.command(&["reload"]));
+    warned.assert_code(0).assert_says(&["haproxy.cfg:2", "accepts for 3s more"]);
+    lab.balancer.write("haproxy.cfg", &with_grace("v3"));
     let reloaded = Finished::from(hapilot.command(&["reload"]));
     for _ in 0..60 {
-        assert_eq!(via(&lab), "v2");
+        assert_eq!(via(&lab), "v3");
     }
-    reloaded.assert_code(0).assert_says(&["haproxy.cfg:2", "accepts for 3s more"]);
+    reloaded.assert_code(0);
+    let status = Finished::from(hapilot.command(&["status"]));
+    status.assert_code(0).assert_says(&["haproxy.cfg:2", "accepts for 3s more"]);
     let config = lab.balancer.path("haproxy.cfg");
     let checked = lab.balancer.container("other").config(&config).args(&["check"]).finish();
     checked.assert_code(0).assert_says(&["haproxy.cfg:2", "accepts for 3s more"]);

@@ -153,6 +153,26 @@ fn a_successor_that_cannot_show_it_is_told_so_and_the_old_one_serves_on() {
     }
 }
 
+/// A name that any process may take says nothing.
+#[test]
+fn who_takes_the_name_of_a_dead_successor_keeps_no_relieved_one_away() {
+    let (lab, mut old, before) = start();
+    let mut new = successor(&lab, "new", &[], &[]);
+    receipt(&mut new);
+    assert_ends_with_0(&mut old);
+    let name = door(&mut new);
+    new.stop();
+    let mute = without_rights(&lab, || {
+        UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap()
+    });
+    let config = lab.balancer.path("haproxy.cfg");
+    let mut again = lab.balancer.container("hapilot").config(&config).start().serving();
+    assert_eq!(via(&lab), "old");
+    again.stop();
+    drop(mute);
+    lab.balancer.state().assert_same_as(&before);
+}
+
 /// It passes each word on between a successor that has the right and the door.
 #[test]
 fn what_a_successor_shows_to_a_stranger_is_of_no_use_at_another_door() {

@@ -20,7 +20,7 @@ use lab::{HalfOpen, HostState, Instance, Lab, Load, SHORT, get};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
-use rustix::thread::UnshareFlags;
+use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags, set_capabilities};
 
 const SOCKETS: [&str; 2] = ["keeper.sock", "control.sock"];
 
@@ -153,14 +153,35 @@ enum Squat {
     Silent,
 }
 
+/// As whom: none of them has a capability.
+#[derive(Clone, Copy, Debug)]
+enum User {
+    Nobody,
+    /// As a container's that was given no capability.
+    Root,
+}
+
+impl User {
+    fn act(self) {
+        let none = CapabilitySet::empty();
+        let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
+        match self {
+            Self::Nobody => {
+                rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(65534)).unwrap();
+            }
+            Self::Root => set_capabilities(None, none).unwrap(),
+        }
+    }
+}
+
 impl Squat {
-    /// Anybody can: the name is in no directory that could be closed to him.
-    fn as_nobody(self, lab: &Lab, name: &str) -> Squatter {
+    /// Any process can: the name is in no directory that could be closed to it.
+    fn by(self, user: User, lab: &Lab, name: &str) -> Squatter {
         let name = name.to_owned();
         let (over, go_on) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(true)));
         let (taken, stay) = (Arc::clone(&over), Arc::clone(&go_on));
         let thread = lab.balancer.namespace.spawn(move || {
-            rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(65534)).unwrap();
+            user.act();
             let address = SocketAddrUnix::new_abstract_name(name.as_bytes()).unwrap();
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let new = || socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
@@ -204,19 +225,28 @@ impl Drop for Squatter {
 
 #[test]
 fn nobody_else_can_keep_a_hapilot_from_starting_or_stopping() {
-    for squat in [Squat::NotListening, Squat::Full, Squat::HangingUp, Squat::Silent] {
+    for (squat, user) in [
+        (Squat::NotListening, User::Nobody),
+        (Squat::Full, User::Nobody),
+        (Squat::HangingUp, User::Nobody),
+        (Squat::Silent, User::Nobody),
+        (Squat::HangingUp, User::Root),
+        (Squat::Silent, User::Root),
+    ] {
         let lab = Lab::new();
         let before = lab.balancer.state();
-        let squatter = squat.as_nobody(&lab, "hapilot-setup");
+        let squatter = squat.by(user, &lab, "hapilot-setup");
         let config = lab.balancer.write("haproxy.cfg", &proxy(":80", "v1"));
         let begun = Instant::now();
         let mut hapilot = lab.balancer.container("hapilot").config(&config).start().serving();
         assert!(begun.elapsed() < SHORT, "{squat:?}: {:?}", begun.elapsed());
-        let who = match squat {
-            Squat::NotListening | Squat::Full => "a process that lets nobody connect",
-            Squat::HangingUp | Squat::Silent => "of user 65534",
+        let who = match (squat, user) {
+            (Squat::NotListening | Squat::Full, _) => "a process that lets nobody connect",
+            (_, User::Nobody) => "of user 65534",
+            (_, User::Root) => "of user 0 without CAP_NET_ADMIN",
         };
         let told = hapilot.log.await_line("holds @hapilot-setup");
+        lab.balancer.container("sweep").args(&["sweep"]).finish().assert_code(0);
         assert!(told.contains(who), "{squat:?}: {told}");
         assert_eq!(get(&lab.client, &web(), "/").body(), "10.2.0.1");
         hapilot.stop();
@@ -227,24 +257,27 @@ fn nobody_else_can_keep_a_hapilot_from_starting_or_stopping() {
 }
 
 /// Killed, and from then on somebody else has the name by which it was known to live.
-fn kill_and_squat(squat: Squat) -> (Lab, HostState, String, Squatter) {
+fn kill_and_squat(squat: Squat, user: User) -> (Lab, HostState, String, Squatter) {
     let (lab, mut hapilot, before) = start();
     let name = format!("hapilot/{}", hapilot.status()["instance"].as_str().unwrap());
     hapilot.signal(Signal::SIGKILL);
     hapilot.wait(SHORT);
     drop(hapilot);
-    let squatter = squat.as_nobody(&lab, &name);
+    let squatter = squat.by(user, &lab, &name);
     (lab, before, name, squatter)
 }
 
 #[test]
 fn who_takes_the_name_of_a_dead_one_is_named_and_keeps_nothing_of_it_on_the_host() {
-    for (squat, who) in [
-        (Squat::NotListening, "a process that lets nobody connect"),
-        (Squat::HangingUp, "of user 65534"),
-        (Squat::Silent, "of user 65534"),
+    for (squat, user, who) in [
+        (Squat::NotListening, User::Nobody, "a process that lets nobody connect"),
+        (Squat::HangingUp, User::Nobody, "of user 65534"),
+        (Squat::Silent, User::Nobody, "of user 65534"),
+        (Squat::Silent, User::Root, "of user 0 without CAP_NET_ADMIN"),
+        (Squat::Full, User::Nobody, "a process that lets nobody connect"),
+        (Squat::Full, User::Root, "a process that lets nobody connect"),
     ] {
-        let (lab, before, name, squatter) = kill_and_squat(squat);
+        let (lab, before, name, squatter) = kill_and_squat(squat, user);
         let told = format!("has the name @{name}, of a dead hapilot");
         let begun = Instant::now();
         let dry = lab.balancer.container("dry").args(&["sweep", "--dry-run"]).finish();
@@ -261,16 +294,30 @@ fn who_takes_the_name_of_a_dead_one_is_named_and_keeps_nothing_of_it_on_the_host
     }
 }
 
-/// It could be a living one's, filled by somebody else.
+/// It hangs, and strangers fill its queue.
 #[test]
-fn a_name_with_a_full_queue_is_taken_for_a_living_ones_and_named() {
-    let (lab, before, name, squatter) = kill_and_squat(Squat::Full);
-    let sweep = || lab.balancer.container("sweep").args(&["sweep"]).finish();
-    sweep().assert_code(0).assert_says(&[&format!("@{name}"), "taken for a hapilot that lives"]);
-    assert!(!lab.balancer.state().difference(&before).is_empty());
-    drop(squatter);
-    sweep().assert_code(0);
-    lab.balancer.state().assert_same_as(&before);
+fn a_living_one_that_cannot_say_a_word_keeps_its_rules() {
+    let (lab, hapilot, before) = start();
+    let name = format!("hapilot/{}", hapilot.status()["instance"].as_str().unwrap());
+    hapilot.signal(Signal::SIGSTOP);
+    let crowd = lab.balancer.namespace.enter(|| {
+        let address = SocketAddrUnix::new_abstract_name(name.as_bytes()).unwrap();
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let new = || socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+        let mut crowd = vec![new()];
+        while rustix::net::connect(crowd.last().unwrap(), &address).is_ok() {
+            crowd.push(new());
+        }
+        crowd
+    });
+    let serving = lab.balancer.state();
+    let swept = lab.balancer.container("sweep").args(&["sweep"]).finish();
+    swept.assert_code(0);
+    assert!(!swept.text.contains("taken for"), "{}", swept.text);
+    lab.balancer.state().assert_same_as(&serving);
+    drop(crowd);
+    hapilot.signal(Signal::SIGCONT);
+    end(&lab, hapilot, &before);
 }
 
 /// A root of another container, with or without the right, that has names as hapilots have them.

@@ -4,23 +4,28 @@
 //! however that ends. The set-up lock is another such socket: held while numbers are chosen and
 //! applied, and while they are taken back, so that no two instances take the same numbers and no
 //! two believe that the other one will restore a sysctl.
+//!
+//! Any process may take such names. A hapilot that has something on the host has `CAP_NET_ADMIN` over
+//! this network, and its listener shows that (`net_admin`): so one that does not show it protects no
+//! rules and is not waited for. Where it cannot be shown (`HasRight`), the user decides.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
-use std::io::{BufRead, BufReader, ErrorKind};
+use std::io::{self, BufRead, BufReader, ErrorKind};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::UCred;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::instance::Instance;
 use super::introduction::{HungUp, Shown, introduce};
+use super::net_admin;
 use crate::fault::{self, Point};
-use crate::process::abstract_name::{connect, listen};
+use crate::process::abstract_name::{self, connect};
 use crate::process::procfs;
 
 const SETUP_LOCK: &str = "hapilot-setup";
@@ -78,6 +83,42 @@ impl Lease {
     pub fn listener(&self) -> &UnixListener {
         &self.listener
     }
+}
+
+fn listen(name: &str) -> io::Result<UnixListener> {
+    abstract_name::listen(name, |socket| {
+        // Without the right there is nothing of ours on the host either.
+        let _ = net_admin::show_to_all(socket);
+    })
+}
+
+/// Of a process that listens at a name; `None` where that cannot be told.
+type HasRight = Option<bool>;
+
+/// One look at the kernel's list, however many names there are.
+fn have_right(names: &BTreeSet<String>) -> BTreeMap<String, bool> {
+    let shown = net_admin::can_be_shown().and_then(|()| net_admin::shown_at(names));
+    shown.unwrap_or_else(|error| {
+        debug!("which hapilots have CAP_NET_ADMIN cannot be told: {error:#}");
+        BTreeMap::new()
+    })
+}
+
+fn has_right(name: &str) -> HasRight {
+    have_right(&BTreeSet::from([name.to_owned()])).get(name).copied()
+}
+
+/// Whether what this instance recorded on the host may still be its own.
+pub fn keeps(instance: Instance) -> Result<bool> {
+    Ok(lives(instance)? && has_right(&instance.lease_name()) != Some(false))
+}
+
+/// Those whose names are of processes without the right: no hapilots that have something on the host.
+#[must_use]
+pub fn powerless(instances: &BTreeSet<Instance>) -> BTreeSet<Instance> {
+    let rights = have_right(&instances.iter().map(|instance| instance.lease_name()).collect());
+    let is_powerless = |of: &&Instance| rights.get(&of.lease_name()) == Some(&false);
+    instances.iter().filter(is_powerless).copied().collect()
 }
 
 /// Whether that instance lives. Unlike `Lease::of` it never holds the name, not even for a moment.
@@ -159,25 +200,42 @@ pub enum Occupant {
     Hapilot,
     /// Anybody can take the name of a dead one.
     Stranger(String),
-    /// A living one may find its queue filled by somebody else.
+    /// A living one may find its queue filled by somebody else, and may be unable to show its right.
     Unknown(String),
 }
 
+/// Asked all at the same time, for each may keep silent. To a free name nobody answers, as to that of
+/// a stranger.
+pub async fn occupants(instances: &BTreeSet<Instance>) -> BTreeMap<Instance, Occupant> {
+    let rights = have_right(&instances.iter().map(|instance| instance.lease_name()).collect());
+    let asked = instances.iter().map(async |instance| {
+        let right = rights.get(&instance.lease_name()).copied();
+        (*instance, Occupant::of(*instance, right).await)
+    });
+    futures_util::future::join_all(asked).await.into_iter().collect()
+}
+
 impl Occupant {
-    /// Of our user or root's whoever listens is believed; a hapilot of another user says at once that
-    /// it does not know us.
-    pub async fn of(instance: Instance) -> Self {
+    /// By its right. Where that cannot be told, whoever listens is believed if it is of our user or
+    /// root's; a hapilot of another user says at once that it does not know us.
+    async fn of(instance: Instance, right: HasRight) -> Self {
+        if right == Some(true) {
+            return Self::Hapilot;
+        }
         let name = instance.lease_name();
         let stream = connect(name.as_bytes()).and_then(tokio::net::UnixStream::from_std);
         let mut stream = match stream {
             Ok(stream) => stream,
             // A hapilot has its name and listens in one breath, long before it writes anything.
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-                return Self::Stranger(Holder(None).to_string());
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused || right.is_some() => {
+                return Self::Stranger(Holder { peer: None, right }.to_string());
             }
             Err(error) => return Self::Unknown(error.to_string()),
         };
-        let holder = Holder(stream.peer_cred().ok());
+        let holder = Holder { peer: stream.peer_cred().ok(), right };
+        if right.is_some() {
+            return Self::Stranger(holder.to_string());
+        }
         if holder.is_trusted() {
             return Self::Hapilot;
         }
@@ -215,8 +273,8 @@ pub struct SetupLock {
 
 impl SetupLock {
     /// Waits for the holder to hang up, which the kernel does for one that dies. Anybody may take
-    /// the name; who is neither our user nor root is waited for only as long as a hapilot of his
-    /// would need it.
+    /// the name; one that has not shown its right, or has another user than ours and root where that
+    /// cannot be told, is waited for only as long as a hapilot would need it.
     pub async fn take(limit: Duration) -> Result<Self> {
         let deadline = Instant::now() + limit;
         for until in [deadline.min(Instant::now() + STRANGERS_LIMIT), deadline] {
@@ -265,30 +323,59 @@ async fn hung_up(name: &str) {
 }
 
 /// Who has the name of the lock, as far as the kernel tells.
-struct Holder(Option<UCred>);
+struct Holder {
+    peer: Option<UCred>,
+    right: HasRight,
+}
 
 impl Holder {
     fn of_setup_lock() -> Self {
         let stream = connect(SETUP_LOCK.as_bytes()).and_then(tokio::net::UnixStream::from_std);
-        Self(stream.and_then(|stream| stream.peer_cred()).ok())
+        let peer = stream.and_then(|stream| stream.peer_cred()).ok();
+        Self { peer, right: has_right(SETUP_LOCK) }
     }
 
     /// Who does not let us connect is no hapilot: those listen, and have a long queue.
     fn is_trusted(&self) -> bool {
         let own = rustix::process::geteuid().as_raw();
-        self.0.is_some_and(|peer| [0, own].contains(&peer.uid()))
+        let by_user = || self.peer.is_some_and(|peer| [0, own].contains(&peer.uid()));
+        self.right.unwrap_or_else(by_user)
     }
 }
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(peer) = self.0 else { return write!(f, "a process that lets nobody connect") };
+        let Some(peer) = self.peer else { return write!(f, "a process that lets nobody connect") };
+        let right = if self.right == Some(false) { " without CAP_NET_ADMIN" } else { "" };
         match peer.pid().filter(|pid| *pid > 0) {
             Some(pid) => {
                 let name = procfs::name(pid).unwrap_or_default();
-                write!(f, "process {pid} ({name}) of user {}", peer.uid())
+                write!(f, "process {pid} ({name}) of user {}{right}", peer.uid())
             }
-            None => write!(f, "a process of user {} in another container", peer.uid()),
+            None => write!(f, "a process of user {}{right} in another container", peer.uid()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It could be a living one's, filled by somebody else.
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_full_queue_is_taken_for_a_living_ones_where_no_right_can_be_told() {
+        let lease = Lease::take().unwrap();
+        let instance = lease.instance();
+        rustix::net::listen(lease.listener(), 0).unwrap();
+        let mut crowd = Vec::new();
+        while let Ok(stream) = connect(instance.lease_name().as_bytes()) {
+            crowd.push(stream);
+        }
+        assert!(matches!(Occupant::of(instance, None).await, Occupant::Unknown(_)));
+        assert!(matches!(Occupant::of(instance, Some(false)).await, Occupant::Stranger(_)));
+        assert_eq!(Occupant::of(instance, Some(true)).await, Occupant::Hapilot);
+        drop(crowd);
+        drop(lease);
+        assert!(matches!(Occupant::of(instance, None).await, Occupant::Stranger(_)));
     }
 }

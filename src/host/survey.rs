@@ -87,7 +87,7 @@ impl Survey {
         let mut living = Vec::new();
         for record in self.records() {
             let other = Some(record.instance) != us && !living.contains(record);
-            if other && lease::lives(record.instance)? {
+            if other && lease::keeps(record.instance)? {
                 living.push(*record);
             }
         }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 
 use super::applied::{Failure, Kernel};
 use super::instance::{ChainName, Instance, Purpose};
-use super::lease::{self, Lease, Occupant, SetupLock};
+use super::lease::{self, Lease, Occupant, SetupLock, occupants};
 use super::linux::Linux;
 use super::nftables::{Change, Kind, Table};
 use super::preflight::Facts;
@@ -62,7 +62,7 @@ pub(super) async fn sweep_seen(
         found.push((instance, leftover, Lease::of(instance)?));
     }
     let taken = found.iter().filter(|(_, _, held)| held.is_none()).map(|(instance, ..)| *instance);
-    let occupants = occupants(taken).await;
+    let occupants = occupants(&taken.collect()).await;
     swept.warnings.extend(occupants.iter().filter_map(|(instance, who)| about(*instance, who)));
     kernel.others.retain(|record| !is_stranger(&occupants, record.instance));
     for (instance, leftover, held) in &found {
@@ -84,7 +84,7 @@ pub async fn dry_run(facts: &Facts, us: Option<Instance>) -> Result<Vec<Undo>> {
     let (kernel, survey) = look(facts)?;
     let mut undos = Vec::new();
     let leftovers = leftovers(&survey);
-    let occupants = occupants(leftovers.keys().copied()).await;
+    let occupants = occupants(&leftovers.keys().copied().collect()).await;
     for (instance, leftover) in leftovers {
         if is_stranger(&occupants, instance) {
             undos.extend(leftover.undos());
@@ -93,13 +93,6 @@ pub async fn dry_run(facts: &Facts, us: Option<Instance>) -> Result<Vec<Undo>> {
     }
     undos.extend(unrecorded(&kernel, &survey, us).await?);
     Ok(undos)
-}
-
-/// Asked all at the same time, for each may keep silent. To a free name nobody answers, as to that of
-/// a stranger.
-async fn occupants(instances: impl Iterator<Item = Instance>) -> BTreeMap<Instance, Occupant> {
-    let asked = instances.map(async |instance| (instance, Occupant::of(instance).await));
-    futures_util::future::join_all(asked).await.into_iter().collect()
 }
 
 fn is_stranger(occupants: &BTreeMap<Instance, Occupant>, instance: Instance) -> bool {
@@ -155,11 +148,11 @@ async fn unrecorded(kernel: &Linux, survey: &Survey, us: Option<Instance>) -> Re
         return Ok(undos);
     }
     let recorded = |instance: Instance| survey.records().any(|r| r.instance == instance);
-    let living: Vec<_> = lease::living()?
+    let living: BTreeSet<_> = lease::living()?
         .into_iter()
         .filter(|living| Some(*living) != us && !recorded(*living))
         .collect();
-    let occupants = occupants(living.iter().copied()).await;
+    let occupants = occupants(&living).await;
     let all_are = living.iter().all(|living| is_stranger(&occupants, *living));
     Ok(if all_are { undos } else { Vec::new() })
 }

@@ -2,16 +2,22 @@
 //! and no owner, and are gone when the last process that has them is.
 
 use std::io;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-/// Non-blocking.
-pub fn listen(name: &str) -> io::Result<UnixListener> {
-    let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
+/// As long as the kernel allows.
+const QUEUE: i32 = -1;
+
+/// Non-blocking. `before`: what is done to the socket before any process can see it there.
+pub fn listen(name: &str, before: impl FnOnce(&OwnedFd)) -> io::Result<UnixListener> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    before(&socket);
+    net::bind(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
+    net::listen(&socket, QUEUE)?;
+    Ok(socket.into())
 }
 
 /// Non-blocking. std's own would block while the queue is full.

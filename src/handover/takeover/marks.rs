@@ -18,6 +18,7 @@ use super::hapilot::Hapilot;
 use super::protocol::{Caller, Hello, Name, SERVES};
 use crate::fault::{self, Point};
 use crate::host::instance::Instance;
+use crate::host::lease;
 use crate::process::file::{Readers, replace};
 
 const FILE: &str = "relieved";
@@ -203,12 +204,15 @@ pub fn made_later(
 
 /// Whoever may stand for us, as far as they answer and can be believed.
 pub async fn living(caller: &Caller) -> Vec<(Instance, Option<Hello>)> {
-    let living = crate::host::lease::living().unwrap_or_default();
+    let living = lease::living().unwrap_or_default();
+    let powerless = lease::powerless(&living);
     let living: Vec<_> = living.into_iter().collect();
     let met = Hapilot::meet_each(&living, caller).await;
     let hello = |hapilot: Hapilot| (!hapilot.is_doubtful).then_some(hapilot.hello);
     let hellos = met.into_iter().map(|met| met.ok().and_then(hello));
-    living.into_iter().zip(hellos).collect()
+    // A name alone says nothing that any process could not say.
+    let living = living.into_iter().zip(hellos);
+    living.filter(|(of, hello)| hello.is_some() || !powerless.contains(of)).collect()
 }
 
 #[cfg(test)]

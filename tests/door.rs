@@ -153,6 +153,26 @@ fn a_successor_that_cannot_show_it_is_told_so_and_the_old_one_serves_on() {
     }
 }
 
+#[test]
+fn a_limit_that_keeps_the_door_from_looking_is_named_and_lets_nobody_in() {
+    let (lab, mut old, _) = start();
+    let name = door(&mut old);
+    let pid = old.pid();
+    let free = (0..1024).find(|fd| !std::path::Path::new(&format!("/proc/{pid}/fd/{fd}")).exists());
+    // One for the connection, and none for the look.
+    let limit = |most: u64| format!("prlimit --pid {pid} --nofile={most}:");
+    lab.balancer.namespace.run(&limit(free.unwrap() + 1));
+    let mut answers = lab.balancer.namespace.enter(|| talk(&name, &[KNOCK, NO_PROOF, HELLO]));
+    assert!(answers.contains("--ulimit nofile="), "{answers}");
+    assert!(answers.contains("refused") && !answers.contains("CAP_NET_ADMIN over"), "{answers}");
+    lab.balancer.namespace.run(&limit(1024));
+    let mut new = successor(&lab, "new", &[], &[]);
+    answers.clear();
+    receipt(&mut new);
+    assert_ends_with_0(&mut old);
+    new.stop();
+}
+
 /// A name that any process may take says nothing.
 #[test]
 fn who_takes_the_name_of_a_dead_successor_keeps_no_relieved_one_away() {

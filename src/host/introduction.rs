@@ -9,6 +9,7 @@ use std::fmt;
 use std::os::unix::fs::MetadataExt;
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -17,6 +18,7 @@ use tokio::net::UnixStream;
 use super::instance::Instance;
 use super::net_admin::{self, Challenge};
 use super::secret::{Occasion, Role, Secret, hex};
+use crate::process::limits::explained;
 
 /// Of this version; a hapilot that speaks another one is told so.
 pub const PROTOCOL: u32 = 2;
@@ -69,14 +71,22 @@ pub enum Admission {
 }
 
 impl Admission {
-    /// Of a door that is open: by what can be shown here. The reason is why no more than the user counts.
+    /// Of a door that is open: by what can be shown here. The reason is why no more than the user
+    /// counts, or why the door lets none in as long as that lasts.
     #[must_use]
     pub fn here() -> (Self, Option<anyhow::Error>) {
         match net_admin::can_be_shown() {
             Ok(()) => (Self::Shown, None),
             Err(_) if Secret::ours().is_some() => (Self::Shown, None),
-            Err(error) => (Self::SameUser, Some(error)),
+            Err(error) => (Self::where_not(&error), Some(explained(error))),
         }
+    }
+
+    /// The right that we do not have ourselves is asked of no other. Whatever else is in the way may
+    /// have been put there, and opens nothing.
+    fn where_not(error: &anyhow::Error) -> Self {
+        let denied = error.downcast_ref::<Errno>() == Some(&Errno::PERM);
+        if denied { Self::SameUser } else { Self::Shown }
     }
 
     fn refuses(self, shown: Shown) -> Option<String> {
@@ -118,6 +128,7 @@ pub async fn introduce(stream: UnixStream, instance: Instance) -> Result<(UnixSt
     let shown = shown(&stream, number, |secret| {
         secret.is_proof(Role::Predecessor, &occasion, proof.as_deref().unwrap_or_default())
     });
+    let shown = shown.unwrap_or(Shown::Nothing);
     ensure!(
         secret.is_none() || shown != Shown::Nothing,
         "it has not shown CAP_NET_ADMIN over this network, nor that it knows the secret of \
@@ -152,8 +163,8 @@ pub async fn receive(
     if let Some(reason) = stranger(protocol) {
         return Err(reason);
     }
-    let shown = examine(stream, &theirs, number, instance).await;
-    let shown = shown.map_err(|error| format!("{error:#}"))?;
+    let shown = examine(stream, &theirs, number, instance, admission).await;
+    let shown = shown.map_err(|error| format!("{:#}", explained(error)))?;
     if let Some(reason) = admission.refuses(shown) {
         return Err(reason);
     }
@@ -166,8 +177,15 @@ async fn examine(
     theirs: &str,
     number: Option<Challenge>,
     instance: Instance,
+    admission: Admission,
 ) -> Result<Shown> {
-    let (asked, nonce) = (Challenge::draw().ok(), nonce()?);
+    let (asked, nonce) = (Challenge::draw(), nonce()?);
+    let asked = match asked {
+        Err(error) if admission == Admission::Shown && Secret::ours().is_none() => {
+            return Err(error);
+        }
+        asked => asked.ok(),
+    };
     let occasion = Occasion {
         instance,
         network: &network(),
@@ -181,22 +199,22 @@ async fn examine(
     let proof = Secret::ours().map(|secret| secret.proof(Role::Predecessor, &occasion));
     say(stream, &Reply::Prove { nonce: nonce.clone(), number: asked, proof }).await?;
     let Some(Word::Proof { proof }) = hear(stream).await? else { bail!("no proof came") };
-    Ok(shown(stream, asked, |secret| {
+    let shown = shown(stream, asked, |secret| {
         secret.is_proof(Role::Successor, &occasion, proof.as_deref().unwrap_or_default())
-    }))
+    });
+    if admission == Admission::SameUser { Ok(shown.unwrap_or(Shown::Nothing)) } else { shown }
 }
 
 fn shown(
     stream: &BufReader<UnixStream>,
     number: Option<Challenge>,
     knows: impl FnOnce(&Secret) -> bool,
-) -> Shown {
-    if number.is_some_and(|number| number.is_shown(stream.get_ref()).unwrap_or(false)) {
-        Shown::NetAdmin
-    } else if Secret::ours().is_some_and(knows) {
-        Shown::Secret
-    } else {
-        Shown::Nothing
+) -> Result<Shown> {
+    match number.map_or(Ok(false), |number| number.is_shown(stream.get_ref())) {
+        Ok(true) => Ok(Shown::NetAdmin),
+        _ if Secret::ours().is_some_and(knows) => Ok(Shown::Secret),
+        Ok(false) => Ok(Shown::Nothing),
+        Err(error) => Err(error),
     }
 }
 
@@ -235,5 +253,21 @@ async fn hear<T: for<'a> Deserialize<'a>>(stream: &mut BufReader<UnixStream>) ->
         Ok(_) => serde_json::from_str(&line).map(Some).with_context(|| {
             format!("understand {:?}", line.chars().take(200).collect::<String>())
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_missing_right_opens_the_door_to_the_user() {
+        let error = |errno: Errno| anyhow::Error::new(errno).context("show CAP_NET_ADMIN");
+        assert_eq!(Admission::where_not(&error(Errno::PERM)), Admission::SameUser);
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOENT] {
+            assert_eq!(Admission::where_not(&error(errno)), Admission::Shown, "{errno:?}");
+        }
+        let other = anyhow::anyhow!("any process may set any buffer");
+        assert_eq!(Admission::where_not(&other), Admission::Shown);
     }
 }

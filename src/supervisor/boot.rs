@@ -583,6 +583,15 @@ fn admission(takeover: Takeover) -> (Admission, Option<Problem>) {
     let (admission, doubt) = Admission::here();
     let user = rustix::process::geteuid().as_raw();
     let problem = |error: anyhow::Error| {
+        if admission == Admission::Shown {
+            return Problem::new(
+                format!(
+                    "no successor may take over from this one as long as it cannot be seen here \
+                     which has CAP_NET_ADMIN: {error:#}"
+                ),
+                "give this one and its successor the same HAPROXY_TAKEOVER_SECRET_FILE",
+            );
+        }
         Problem::new(
             format!(
                 "every process of user {user} on this network may take over from this one, since \
